@@ -1,0 +1,17 @@
+"""minillama4: Llama 4 written to be read, numerically equal to the real architecture."""
+
+from .checkpoint import CheckpointError, load, save
+from .config import Llama4Config, RopeScaling, VisionConfig
+from .model import KVCache, Llama4
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "KVCache",
+    "Llama4",
+    "Llama4Config",
+    "RopeScaling",
+    "VisionConfig",
+    "load",
+    "save",
+]
