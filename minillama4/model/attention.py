@@ -1,4 +1,4 @@
-"""iRoPE attention: three of four layers use RoPE and see one chunk, the fourth is NoPE and sees all.
+"""iRoPE attention: RoPE layers see one chunk, every fourth layer has no positions and sees all.
 
     RoPE layer   q, k turned by position, then RMS-normed (Scout); query p sees key s
                  when s <= p and both lie in the same chunk

@@ -1,0 +1,213 @@
+"""A training loop to be read: AdamW, warm-up and cosine, clipping, validation, exact resume.
+
+Everything a step does follows from its number: batch, learning rate, random numbers. A run that
+was stopped and resumed is therefore the run that was never stopped, to the last bit. Under
+``torchrun`` each process takes its rows of the same batch and gradients are averaged (DDP).
+
+In a notebook        history = train(model, batches, TrainSettings(steps=500))
+As a command         python -m minillama4.train --steps 500 --out runs/mini
+On two GPUs          torchrun --nproc-per-node 2 -m minillama4.train --steps 500 --out runs/mini
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+Batches = Callable[[int], Tensor]  # step -> tokens (b, t + 1)
+Validate = Callable[[nn.Module], dict[str, float]]  # model -> loss in nats per token, by name
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run depends on besides model and data. Rates are per step."""
+
+    steps: int
+    learning_rate: float = 3e-3  # at the top, reached after ``warmup`` steps
+    final_rate: float = 0.1  # of learning_rate, at the last step
+    warmup: int = 50
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1  # on matrices only
+    clip: float = 1.0  # largest norm of all gradients together
+    validate_every: int = 100
+    save_every: int = 100  # of the state to resume from, where a folder is given
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "learning_rate", "clip", "validate_every", "save_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be above 0.")
+
+
+def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of tokens (b, t + 1), each predicted from those before it."""
+    logits = model(tokens[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def rate(step: int, settings: TrainSettings) -> float:
+    """Learning rate of a step (from 0): a straight warm-up, then half a cosine down."""
+    s = settings
+    if step < s.warmup:
+        return s.learning_rate * (step + 1) / s.warmup
+    done = (step - s.warmup) / max(1, s.steps - s.warmup)
+    wave = (1 + math.cos(math.pi * done)) / 2
+    return s.learning_rate * (s.final_rate + (1 - s.final_rate) * wave)
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    settings: TrainSettings,
+    *,
+    validate: Validate | None = None,
+    folder: str | Path | None = None,
+    loss: Callable[[nn.Module, Tensor], Tensor] = next_token_loss,
+    until: int | None = None,
+) -> list[dict]:
+    """Train ``model`` in place and return its history, one dict per step.
+
+    batches(step) gives this process's rows, on the model's device. With a ``folder`` the state is
+    kept there and a further call resumes from it; ``until`` stops early. Keys of the history: step,
+    loss (nats), rate, grad_norm, seconds, and "validation" every ``validate_every`` steps.
+    FloatingPointError when the loss is no longer a number.
+    """
+    optimizer = make_optimizer(model, settings)
+    state_file = None if folder is None else Path(folder) / "training.pt"
+    history = _resume(state_file, model, optimizer, settings)
+    wrapped = _distributed(model)
+    steps = range(len(history), min(until or settings.steps, settings.steps))
+    bar = tqdm(steps, desc="training", unit="step", disable=None if is_main() else True)
+    with torch.random.fork_rng():  # the caller's random numbers stay as they were
+        for step in bar:
+            row = train_step(wrapped, optimizer, batches(step), step, settings, loss)
+            last = step + 1 == settings.steps
+            if validate and (last or (step + 1) % settings.validate_every == 0):
+                row["validation"] = _evaluate(model, validate)
+                bar.set_postfix({k: f"{v:.3f}" for k, v in row["validation"].items()})
+            history.append(row)
+            if state_file and (step + 1 == steps.stop or (step + 1) % settings.save_every == 0):
+                _save_state(state_file, model, optimizer, settings, history)
+    return history
+
+
+def train_step(model, optimizer, tokens, step: int, settings: TrainSettings, loss) -> dict:
+    """Forward, backward, clip, update; returns the step's row of the history."""
+    began = time.perf_counter()
+    torch.manual_seed(settings.seed + step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate(step, settings)
+    optimizer.zero_grad()
+    value = loss(model, tokens)
+    value.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    total = _mean_over_processes(value.detach())
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        raise FloatingPointError(
+            f"Loss {total} and gradient norm {float(norm)} at step {step}: training has diverged. "
+            "Lower learning_rate, or lengthen warmup; the last saved state is unharmed."
+        )
+    optimizer.step()
+    row = {"step": step, "loss": total, "rate": rate(step, settings), "grad_norm": float(norm)}
+    return row | {"seconds": time.perf_counter() - began}
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW; weight decay pulls on matrices, not on norm weights and biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+
+
+def _evaluate(model: nn.Module, validate: Validate) -> dict[str, float]:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        result = validate(model)
+    model.train(training)
+    return result
+
+
+# ---------------------------------------------------------------------- resuming
+def _save_state(file: Path, model, optimizer, settings: TrainSettings, history: list[dict]) -> None:
+    """Written beside its place and then moved there: a crash leaves the older state whole."""
+    if not is_main():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state | {"settings": asdict(settings), "history": history}, f"{file}.part")
+    os.replace(f"{file}.part", file)
+
+
+def _resume(file: Path | None, model, optimizer, settings: TrainSettings) -> list[dict]:
+    if file is None or not file.exists():
+        return []
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read ({error}): delete it to start anew.") from None
+    if state["settings"] != asdict(settings):
+        changed = [k for k, v in asdict(settings).items() if state["settings"].get(k) != v]
+        raise ValueError(
+            f"{file} belongs to a run with other settings ({', '.join(changed)}): "
+            "give the same ones to resume it, or another folder."
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["history"]
+
+
+# ---------------------------------------------------------------------- several processes
+def process_rank() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) outside torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_main() -> bool:
+    return process_rank()[0] == 0
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    if not dist.is_initialized():
+        return model
+    text_only = getattr(model, "vision", None) is None  # DDP waits for every gradient it expects
+    return nn.parallel.DistributedDataParallel(model, find_unused_parameters=not text_only)
+
+
+def _mean_over_processes(value: Tensor) -> float:
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value.item()
+
+
+def join_processes():
+    """A context: joins torchrun's process group where there is one, and leaves it at the end."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        return nullcontext()
+    return _ProcessGroup()
+
+
+class _ProcessGroup:
+    def __enter__(self):
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if gpu else "gloo")
+
+    def __exit__(self, *_):
+        dist.destroy_process_group()
