@@ -2,6 +2,8 @@
 
 from .checkpoint import CheckpointError, load, save
 from .config import Llama4Config, RopeScaling, VisionConfig
+from .data.shipped import shipped
+from .data.tokenizer import load_tokenizer
 from .model import KVCache, Llama4
 
 __version__ = "0.1.0"
@@ -13,5 +15,7 @@ __all__ = [
     "RopeScaling",
     "VisionConfig",
     "load",
+    "load_tokenizer",
     "save",
+    "shipped",
 ]

@@ -1,8 +1,10 @@
 """Checks of exercises: they pass what is right, and name what is wrong."""
 
+import pytest
 import torch
 
 from minillama4.explore.checks import Check, number
+from minillama4.explore.exercises import start_here
 
 CHECK = Check(
     "double",
@@ -54,3 +56,31 @@ def test_numbers():
     assert check(lambda: 0.25).right and check(lambda: 0.2500001).right
     assert check(lambda: 0.1).message == "You counted the experts only."
     assert "0.7" in check(lambda: 0.7).message
+
+
+def test_start_here_passes_what_is_right():
+    assert start_here.routed_expert(right_answer).right
+    assert start_here.without_shared(lambda: 17_172_894_720 - 6_039_797_760).right
+
+
+def right_answer(x, router, gate_up, down):
+    score = router @ x
+    e = score.argmax()
+    gate, up = (torch.sigmoid(score[e]) * x @ gate_up[e]).chunk(2)
+    return (torch.nn.functional.silu(gate) * up) @ down[e]
+
+
+@pytest.mark.parametrize("check", [start_here.routed_expert, start_here.without_shared])
+def test_every_known_mistake_gets_its_own_message(check):
+    assert len(check.wrong) >= 4
+    for message, mistake in check.wrong.items():
+        verdict = check(mistake)
+        assert not verdict.right and verdict.message == message
+
+
+def test_an_answer_without_gradient_is_caught():
+    def cut(x, router, gate_up, down):
+        return right_answer(x, router.detach(), gate_up, down)
+
+    verdict = start_here.routed_expert(cut)
+    assert not verdict.right and "no gradient" in verdict.message

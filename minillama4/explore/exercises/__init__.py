@@ -1,0 +1,1 @@
+"""The exercises' checks, a module per notebook; the machinery is in ``explore.checks``."""

@@ -1,0 +1,111 @@
+"""Train a mini model on the text of ``minillama4.data`` from the command line.
+
+    python -m minillama4.train --preset mini --steps 1500 --out runs/mini
+
+writes runs/mini/model (what ``ml4.load`` and transformers open), history.json (every step) and
+training.pt (the state; the same command resumes from it, and does nothing when all is done).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import minillama4 as ml4
+from minillama4.data.text import DOMAINS, Corpus
+
+from .loop import TrainSettings, is_main, join_processes, next_token_loss, process_rank, train
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m minillama4.train", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--preset", choices=("mini", "nano"), default="mini")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=8, help="rows over all processes")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--validate-every", type=int, default=250)
+    parser.add_argument("--tokens-per-domain", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save-dtype", choices=DTYPES, default="bfloat16")
+    return parser.parse_args(argv)
+
+
+def held_out_loss(corpus: Corpus, rows: int, length: int, device):
+    """model -> loss per domain in nats per token, on the first ``rows`` rows of each domain."""
+    first = {}
+    for batch in corpus.validation_batches(rows, length, device):
+        first.setdefault(DOMAINS[int(batch.domains[0, 0])], batch.tokens)
+
+    def validate(model) -> dict[str, float]:
+        losses = {name: next_token_loss(model, tokens).item() for name, tokens in first.items()}
+        return losses | {"mean": math.fsum(losses.values()) / len(losses)}
+
+    return validate
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    with join_processes():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    tokenizer = ml4.load_tokenizer()
+    corpus = Corpus.build(tokenizer, "train", args.tokens_per_domain, args.seed)
+    held_out = Corpus.build(tokenizer, "validation", 8 * args.length + 1, args.seed)
+    preset = getattr(ml4.Llama4Config, args.preset)
+    config = preset(vocab_size=tokenizer.vocab_size, patch_token=tokenizer.special["<|patch|>"])
+    rank, world = process_rank()
+    device = torch.device(args.device, rank) if args.device == "cuda" else args.device
+    torch.manual_seed(args.seed)
+    model = ml4.Llama4(config).to(device)
+    settings = TrainSettings(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        warmup=args.warmup,
+        validate_every=args.validate_every,
+        seed=args.seed,
+    )
+
+    def batches(step: int) -> torch.Tensor:
+        cut = {"pieces": 2, "rank": rank, "world": world, "device": device}
+        return corpus.batch(step, args.batch, args.length, args.seed, **cut).tokens
+
+    validate = held_out_loss(held_out, 8, args.length, device)
+    history = train(model, batches, settings, validate=validate, folder=args.out)
+    if is_main():
+        finish(model.to(DTYPES[args.save_dtype]), history, validate, args)
+
+
+def finish(model, history: list[dict], validate, args: argparse.Namespace) -> None:
+    """Save the model as it will be used, with its losses measured after rounding to its dtype."""
+    ml4.save(model, args.out / "model", overwrite=True)
+    with torch.no_grad():
+        held_out = validate(ml4.load(args.out / "model", dtype=torch.float32, device=args.device))
+    made = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+    made |= {"python": platform.python_version(), "torch": torch.__version__}
+    record = {"made_with": made, "held_out_loss": held_out, "steps": history}
+    part = args.out / "history.json.part"
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, args.out / "history.json")
+    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in held_out.items())
+    print(f"Held-out loss in nats per token: {shown}. The model is in {args.out / 'model'}.")
+
+
+if __name__ == "__main__":
+    main()
