@@ -102,8 +102,8 @@ def _find_files(folder: Path) -> list[str]:
     if (folder / INDEX).exists():
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            files = set(index["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
+            files = {str(name) for name in index["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise CheckpointError(f"{folder / INDEX} is damaged: copy it again.") from None
         odd = sorted(name for name in files if Path(name).name != name)
         if odd:
@@ -221,7 +221,7 @@ def _swap(new: Path, folder: Path) -> None:
     folder.rename(old)
     try:
         new.rename(folder)
-    except OSError:
+    except BaseException:  # Ctrl-C included
         old.rename(folder)
         raise
     shutil.rmtree(old)

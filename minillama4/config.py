@@ -151,7 +151,10 @@ class Llama4Config:
             return
         ok = all(isinstance(i, int) and 0 <= i < self.layers for i in layers)
         _require(ok, name, layers, f"layer numbers from 0 to {self.layers - 1}")
-        object.__setattr__(self, name, tuple(sorted(set(layers))))  # a list would not hash
+        layers = tuple(sorted(set(layers)))  # a list would not hash
+        every = self.moe_every if name == "moe_at" else self.nope_every
+        usual = layers == tuple(range(every - 1, self.layers, every))
+        object.__setattr__(self, name, None if usual else layers)  # one way to say one thing
 
     @property
     def moe_layers(self) -> tuple[int, ...]:

@@ -56,9 +56,9 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
     text = raw if kind == "llama4_text" else raw.get("text_config") or {}
     fields = {ours: text.get(theirs, default) for ours, (theirs, default) in TEXT.items()}
     fields |= {name: bool(fields[name]) for name in ("qk_norm", "temperature", "tied")}
+    fields |= {"patch_token": raw.get("image_token_index", raw.get("image_token_id", 200_092))}
     if kind == "llama4":
         fields |= {"vision": _read_vision(raw.get("vision_config") or {})}
-        fields |= {"patch_token": raw.get("image_token_index", raw.get("image_token_id", 200_092))}
         fields |= {"tied": bool(raw.get("tie_word_embeddings", fields["tied"]))}
     kv_heads = text.get("num_key_value_heads", 8) or fields["heads"]
     head_width = text.get("head_dim", 128) or fields["width"] // fields["heads"]
@@ -69,7 +69,7 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
         kv_heads=kv_heads,
         head_width=head_width,
         moe_at=None if text.get("moe_layers") is None else tuple(text["moe_layers"]),
-        nope_at=_read_nope(text, fields["layers"]),
+        nope_at=_read_nope(text, fields["layers"], fields["nope_every"]),
         rope_theta=theta,
         rope_scaling=scaling,
     )
@@ -88,10 +88,9 @@ def _read_json(path: Path) -> dict:
     return raw
 
 
-def _read_nope(text: dict, layers: int) -> tuple[int, ...] | None:
-    rope = text.get("no_rope_layers")
-    if not rope:  # missing, null or []: derived from the interval
-        return None
+def _read_nope(text: dict, layers: int, every: int) -> tuple[int, ...]:
+    derived = [int((i + 1) % every != 0) for i in range(layers)]
+    rope = text.get("no_rope_layers") or derived  # missing, null or []: derived
     if len(rope) < layers:
         raise ValueError(f"no_rope_layers has {len(rope)} entries for {layers} layers.")
     nope = tuple(i for i in range(layers) if not rope[i])
@@ -187,7 +186,7 @@ def write_hf(config: Llama4Config) -> dict:
         "eos_token_id": None,
     }
     if config.vision is None:
-        return text
+        return text | {"image_token_index": config.patch_token}
     return {
         "model_type": "llama4",
         "architectures": ["Llama4ForConditionalGeneration"],

@@ -70,10 +70,10 @@ class Experts(nn.Module):
         return torch.zeros_like(tokens).index_add(0, source, out)
 
     def _can_group(self, x: Tensor) -> bool:
-        """grouped_mm wants 16-byte rows and no float64; below 16 rows the loop is faster."""
-        rows = min(self.down.shape[1], self.down.shape[2]) * x.element_size()
-        aligned = (self.down.shape[1] | self.down.shape[2]) * x.element_size() % 16 == 0
-        return len(x) >= 16 and rows >= 16 and aligned and x.dtype != torch.float64
+        """grouped_mm wants rows of whole 16 bytes and no float64; a few are faster one by one."""
+        hidden, width = self.down.shape[1:]
+        whole = all(size * x.element_size() % 16 == 0 for size in (hidden, width))
+        return whole and len(x) >= 16 and x.dtype != torch.float64
 
     def _grouped(self, x: Tensor, load: Tensor) -> Tensor:
         """x sorted by expert: one grouped matrix product for all experts, no padding."""
@@ -87,6 +87,8 @@ class Experts(nn.Module):
         train = torch.is_grad_enabled()
         gate_up, down = (w.unbind() if train else w for w in (self.gate_up, self.down))
         hit = [(e, n) for e, n in enumerate(load.tolist()) if n]
+        if not hit:  # a batch without rows
+            return x
         parts = zip(x.split([n for _, n in hit]), hit, strict=True)
         return torch.cat([swiglu(part, gate_up[e], down[e]) for part, (e, _) in parts])
 
