@@ -1,0 +1,36 @@
+"""Looking inside: watch a model (trace), draw what was seen (plots), turn a knob (widgets)."""
+
+from importlib import import_module
+
+from .seen import RouterSeen, Seen
+from .trace import trace
+
+__all__ = [
+    "PALETTE",
+    "RouterSeen",
+    "Seen",
+    "expert_colour",
+    "plot_routing",
+    "routing_view",
+    "trace",
+]
+
+_LATER = {
+    "PALETTE": "colours",
+    "expert_colour": "colours",
+    "plot_routing": "plots",
+    "routing_view": "widgets",
+}
+
+
+def __getattr__(name: str):
+    """Figures and views are imported when first asked for: the core install can do without."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    except ModuleNotFoundError as missing:
+        raise ImportError(
+            f"{name} needs {missing.name}, which comes with the notebooks' extras: "
+            "pip install 'minillama4[notebooks]'"
+        ) from missing

@@ -1,0 +1,104 @@
+"""A view without a kernel: one piece of HTML with its script, its style and a still picture.
+
+With JavaScript the script draws the view in place of the picture. Without it (GitHub, a mail, a
+notebook that is not trusted) the picture stays: plain HTML with its colours written in place.
+"""
+
+import hashlib
+import json
+from html import escape
+from pathlib import Path
+
+from .colours import INK, PALETTE, SHADES, expert_colour
+from .reading import STEPS, unpack
+
+STATIC = Path(__file__).parent / "static"
+
+# What the module needs of anywidget's model, over texts that were read beforehand.
+STAND_IN = """
+const values = %s;
+const heard = {};
+const model = {
+  get: (name) => values[name],
+  on: (name, call) => (heard[name] ??= []).push(call),
+  off() {},
+  save_changes() {},
+  set(name, value) {
+    values[name] = value;
+    if (name === "text") model.set("state", values.texts[value]);
+    (heard[`change:${name}`] ?? []).forEach((call) => call());
+  },
+};
+for (const el of document.querySelectorAll("#%s:not([data-drawn])")) {
+  el.dataset.drawn = "yes";
+  render({ model, el });
+}
+"""
+
+
+def to_html(texts: dict[str, dict], text: str, layer: int, token: int, examples: list) -> str:
+    """The whole piece; texts: what ``reading.read`` gave for each text that can be chosen."""
+    values = dict(texts=texts, state=texts[text], text=text, layer=layer, token=token)
+    values |= dict(examples=examples, message="", live=False)
+    values |= dict(palette=list(PALETTE), shades=list(SHADES))
+    data = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")  # no </script> inside
+    name = "ml4-" + hashlib.sha256(data.encode()).hexdigest()[:12]
+    script = (
+        (STATIC / "routing_view.js").read_text("utf-8").replace("export default", "const host =")
+    )
+    style = (STATIC / "routing_view.css").read_text("utf-8")
+    return (
+        f'<div id="{name}">{snapshot(texts[text], layer)}</div>\n<style>{style}</style>\n'
+        f'<script type="module">{script}{STAND_IN % (data, name)}</script>'
+    )
+
+
+def snapshot(state: dict, layer: int) -> str:
+    """The still picture: the text in the colours of one layer, and all layers as a table."""
+    pieces, moe = state["pieces"], state["moe"]
+    choice = unpack(state["choice"], len(moe), len(pieces), state["top_k"])
+    score = unpack(state["scores"], len(moe), len(pieces), state["experts"]).gather(2, choice)
+    pairs = zip(choice.tolist(), score.tolist(), strict=True)  # by layer, then by token
+    chosen = {at: list(zip(*pair, strict=True)) for at, pair in zip(moe, pairs, strict=True)}
+    rows = [_row(f"layer {at}", chosen.get(at), state) for at in range(state["layers"])]
+    heads = "".join(f"<th>{escape(piece)}</th>" for piece in pieces)
+    line = _line(pieces, chosen.get(layer), state)
+    return (
+        f"<p><b>{_caption(state, layer)}</b></p>\n<p>{line}</p>\n"
+        f'<div style="overflow-x:auto"><table><tr><th></th>{heads}</tr>\n'
+        + "\n".join(rows)
+        + "</table></div>"
+    )
+
+
+def _caption(state: dict, layer: int) -> str:
+    if layer not in state["moe"]:
+        return f"Layer {layer} is dense: it has no router"
+    return f"Each token with its expert in layer {layer}, and the router's score"
+
+
+def _line(pieces: list[str], chosen, state: dict) -> str:
+    if chosen is None:
+        return escape(" ".join(pieces))
+    words = []
+    for piece, (experts, scores) in zip(pieces, chosen, strict=True):
+        names = "+".join(map(str, experts))
+        values = "+".join(f"{s / STEPS:.2f}" for s in scores)
+        colour = _style(experts[0], state)
+        words.append(f'<span style="{colour}">{escape(piece)}</span>&nbsp;{names}&nbsp;({values})')
+    return " ".join(words)
+
+
+def _row(name: str, chosen, state: dict) -> str:
+    head = f'<tr><th style="white-space:nowrap">{name}</th>'
+    if chosen is None:
+        return f'{head}<td colspan="{len(state["pieces"])}">dense</td></tr>'
+    cells = [
+        f'<td style="{_style(experts[0], state)}">{"+".join(map(str, experts))}</td>'
+        for experts, _ in chosen
+    ]
+    return f"{head}{''.join(cells)}</tr>"
+
+
+def _style(expert: int, state: dict) -> str:
+    return f"background-color:{expert_colour(expert, state['experts'])};color:{INK};padding:1px 4px"

@@ -1,0 +1,102 @@
+"""Figures that stay when the kernel is gone: one message each, readable in grey and on any page."""
+
+from collections.abc import Sequence
+
+from .colours import INK, PALETTE, expert_colour
+from .reading import shown
+
+__all__ = ["PALETTE", "expert_colour", "plot_routing"]
+
+CELL = 0.27  # inches along a cell's side
+QUIET = "#555555"
+
+
+def plot_routing(
+    seen,
+    pieces: Sequence[str],
+    layer: int | None = None,
+    row: int = 0,
+    title: str | None = None,
+    per_line: int = 34,
+):
+    """The expert of every token in every layer, from ``trace``; returns a matplotlib figure.
+
+    pieces: what to print for each token, as ``tokenizer.pieces`` gives them. layer: framed, if
+    one is meant. row: of the batch. Long texts go on in further strips, ``per_line`` tokens each.
+    With top-k above 1 the first choice is shown. Dense layers are grey.
+    """
+    length = seen.tokens.shape[1]
+    if len(pieces) != length:
+        raise ValueError(f"{len(pieces)} pieces for {length} tokens: one each is needed.")
+    if layer is not None:
+        seen.router[layer]  # a dense layer raises, and says which have a router
+    choice = {at: seen.router[at].choice[row, :, 0].tolist() for at in seen.router}
+    strips = [range(a, min(a + per_line, length)) for a in range(0, length, per_line)]
+    names = [_short(piece) for piece in shown(list(pieces))]
+    figure, axes = _empty(seen.config.layers, strips, max(map(len, names)))
+    for ax, strip in zip(axes, strips, strict=True):
+        _strip(ax, strip, names, choice, seen.config)
+        if layer is not None:
+            line = dict(fill=False, edgecolor=INK, linewidth=1.8, clip_on=False, zorder=3)
+            _box(ax, 0, layer, len(strip), **line)
+    experts = f"the same number is the same expert, of {seen.config.experts}"
+    _name(figure, title or f"Which expert reads which token: {experts}")
+    return figure
+
+
+def _empty(layers: int, strips: list[range], longest: int):
+    """A white figure, axes for each strip: white, so that a dark page can carry it too."""
+    import matplotlib.pyplot as plt  # here: the rest of the library can do without
+
+    grid, names, left, title = layers * CELL, 0.072 * longest + 0.15, 0.55, 0.35
+    wide = max(len(strips[0]) * CELL, 5.0)
+    high = (grid + names) * len(strips) + title
+    figure = plt.figure(figsize=(left + wide + 0.1, high + 0.1), facecolor="white")
+    (full_w, full_h), axes = figure.get_size_inches(), []
+    for i, strip in enumerate(strips):
+        bottom, across = high + 0.1 - title - (i + 1) * (grid + names), len(strip) * CELL
+        axes.append(
+            figure.add_axes((left / full_w, bottom / full_h, across / full_w, grid / full_h))
+        )
+    return figure, axes
+
+
+def _name(figure, title: str) -> None:
+    wide, high = figure.get_size_inches()
+    place = dict(ha="left", va="top", fontsize=10, color=INK)
+    figure.text(0.55 / wide, 1 - 0.08 / high, title, **place)
+
+
+def _strip(ax, strip: range, names: list[str], choice: dict[int, list[int]], config) -> None:
+    """One stretch of text: a column for each token, a row for each layer."""
+    for layer in range(config.layers):
+        if layer not in choice:
+            _cell(ax, 0, layer, len(strip), "#e8e8e8", "dense" if len(strip) > 2 else "")
+            continue
+        for x, t in enumerate(strip):
+            expert = choice[layer][t]
+            _cell(ax, x, layer, 1, expert_colour(expert, config.experts), str(expert))
+    ax.set(xlim=(0, len(strip)), ylim=(config.layers, 0), ylabel="layer")
+    ax.xaxis.tick_top()
+    words = [names[t] for t in strip]
+    ax.set_xticks([x + 0.5 for x in range(len(strip))], words, rotation=90, family="monospace")
+    ax.set_yticks([at + 0.5 for at in range(config.layers)], map(str, range(config.layers)))
+    ax.tick_params(length=0, labelsize=8, colors=QUIET)
+    ax.spines[:].set_visible(False)
+
+
+def _cell(ax, x: int, layer: int, width: int, colour: str, words: str) -> None:
+    _box(ax, x, layer, width, facecolor=colour, edgecolor="white", linewidth=1)
+    place = dict(ha="center", va="center", fontsize=7.5, color=INK)
+    ax.text(x + width / 2, layer + 0.52, words, **place)
+
+
+def _box(ax, x: int, layer: int, width: int, **look) -> None:
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, layer), width, 1, **look))
+
+
+def _short(piece: str) -> str:
+    """At most twelve characters; "$" alone would start a formula."""
+    return (piece if len(piece) <= 12 else piece[:11] + "…").replace("$", r"\$")
