@@ -7,9 +7,9 @@ import argparse
 import collections
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENV = ROOT / ".venv"
 PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-STATE = ENV / "start.json"  # what is installed; while it says nothing, set-up is unfinished
+STATE = ENV / "start.txt"  # what is installed: nothing, while set-up is unfinished
 TORCH = "torch==2.13.0"  # one version for everyone, inside pyproject.toml's range
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FIRST_NOTEBOOK = "notebooks/01_moe/01_start_here.ipynb"
@@ -31,29 +31,20 @@ FIRST_NOTEBOOK = "notebooks/01_moe/01_start_here.ipynb"
 def set_up(extras, gpu=False):
     """Make .venv hold the project with these extras; return at once where it does already."""
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    state = read_state()
-    if state.get("project") == project and state["extras"].issuperset(extras):
-        if state["gpu"] or not gpu:
-            return
-    if not state or (gpu and not state["gpu"]):
+    wanted = {*extras, "gpu"} if gpu else {*extras}
+    had = set(STATE.read_text().split()) if STATE.exists() else set()
+    if had.issuperset({*wanted, project}):
+        return
+    if not had or (gpu and "gpu" not in had):
         make_environment()
-    else:
-        STATE.write_text("{}")  # from here to the end the environment counts as unfinished
-    gpu = gpu or state.get("gpu", False)
-    extras = state.get("extras", set()).union(extras)
+    STATE.write_text("")  # from here to the end the environment counts as unfinished
+    wanted |= had & {"notebooks", "dev", "browser", "gpu"}
 
-    install_torch(gpu)
-    pip("the project and its libraries", "-e", f"{ROOT}[{','.join(sorted(extras))}]")
-    done = {"project": project, "extras": sorted(extras), "gpu": gpu}
-    STATE.write_text(json.dumps(done))
+    install_torch("gpu" in wanted)
+    names = ",".join(sorted(wanted - {"gpu"}))
+    pip("the project and its libraries", "-e", f"{ROOT}[{names}]")
+    STATE.write_text("\n".join([project, *sorted(wanted)]))
     print("Set-up is done.\n", flush=True)
-
-
-def read_state():
-    if not STATE.exists():
-        return {}
-    state = json.loads(STATE.read_text() or "{}")
-    return {**state, "extras": set(state["extras"])} if state else {}
 
 
 def make_environment():
@@ -70,7 +61,7 @@ def make_environment():
     print("Setting up .venv: two to five minutes, once, and about 1.5 GB of disk.", flush=True)
     shutil.rmtree(ENV, ignore_errors=True)
     ENV.mkdir(exist_ok=True)
-    STATE.write_text("{}")
+    STATE.touch()
     venv.create(ENV, with_pip=True)
 
 
@@ -93,8 +84,9 @@ def pip(what, *args, may_fail=False):
     began, last = time.monotonic(), collections.deque(maxlen=15)
     print(f"- {what} ...", flush=True)
     command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *args]
-    lines = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, errors="replace", **lines) as process:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    ascii_only = {"encoding": "ascii", "errors": "backslashreplace"}  # any console can print it
+    with subprocess.Popen(command, **streams, **ascii_only) as process:
         for line in process.stdout:
             last.append(line)
             if sys.stdout.isatty():
@@ -121,6 +113,7 @@ def stop(message):
 def lab(args):
     """open JupyterLab on the first notebook; further arguments go to JupyterLab"""
     set_up(["notebooks"], args.gpu)
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is JupyterLab's: it asks, then ends
     return python("-m", "jupyterlab", ROOT / FIRST_NOTEBOOK, *args.rest)
 
 
@@ -146,13 +139,13 @@ def test(args):
 
 
 def bench(args):
-    """measure the library's speed; further arguments go to tests/bench.py"""
+    """measure the library's speed; further arguments go to tests/bench"""
     set_up(["notebooks", "dev"], args.gpu)
     return python("-m", "tests.bench", *args.rest)
 
 
 def notebooks(args):
-    """run notebooks and save them with their outputs: all of them, or those whose path contains a given word"""
+    """run and save the notebooks: all of them, or those whose path contains a given word"""
     set_up(["notebooks", "dev"], args.gpu)
     return python("notebooks/execute.py", *args.rest)
 
@@ -181,7 +174,7 @@ def python(*args):
 
 
 def main():
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - pip's own message would come late
         stop("Python 3.10 or newer is needed; this is " + sys.version.split()[0])
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -194,5 +187,18 @@ def main():
         if name == "test":
             for stage in ("lint", "unit", "notebooks"):
                 command.add_argument(f"--{stage}", action="store_true", help=f"only {stage}")
-    # What stands after -- is for pytest, even where it looks like an option of ours.
-    own, _, after = " ".join(sys.argv[1:]).partition("--")
+    own, rest = sys.argv[1:], []
+    if "--" in own:  # what stands behind it is passed on, even where it looks like ours
+        own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
+    args, unknown = parser.parse_known_args(own)
+    if unknown and args.command in ("test", "setup"):
+        parser.error(f"{args.command} knows no {unknown[0]} (arguments for pytest go after --)")
+    args.rest = unknown + rest
+    try:
+        sys.exit(COMMANDS[args.command](args))
+    except KeyboardInterrupt:
+        stop("Interrupted. The same command starts again.")
+
+
+if __name__ == "__main__":
+    main()
