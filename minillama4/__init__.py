@@ -4,6 +4,7 @@ from .checkpoint import CheckpointError, load, save
 from .config import Llama4Config, RopeScaling, VisionConfig
 from .data.shipped import shipped
 from .data.tokenizer import load_tokenizer
+from .explore import trace
 from .model import KVCache, Llama4
 
 __version__ = "0.1.0"
@@ -18,4 +19,5 @@ __all__ = [
     "load_tokenizer",
     "save",
     "shipped",
+    "trace",
 ]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from hypothesis import given, settings
@@ -183,6 +184,12 @@ def test_shards_are_no_larger_than_asked_and_all_in_the_index(tmp_path):
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         assert size <= 20_000 or len(tensors) == 1
         assert all(index["weight_map"][name] == file.name for name in tensors)
+
+
+def test_files_carry_the_mark_that_transformers_4_asks_for(tmp_path):
+    ml4.save(small(), tmp_path / "m")
+    with safetensors.safe_open(tmp_path / "m" / SINGLE, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_dtype_and_device(tmp_path):

@@ -282,3 +282,16 @@ def test_records_come_to_the_cpu_or_stay_on_the_gpu():
         with trace(model, hidden=True, attention=True, device=device) as seen, torch.no_grad():
             model(tokens)
         assert seen.router[0].logits.device.type == seen.attention[0].device.type == kind
+
+
+def test_the_routers_input_is_what_its_scores_come_from():
+    model = Llama4(Llama4Config.nano())
+    tokens = torch.randint(0, 256, (2, 9))
+    with trace(model, hidden=True) as seen, torch.no_grad():
+        model(tokens)
+    for layer, block in enumerate(model.blocks):
+        heard = seen.router[layer]
+        torch.testing.assert_close(block.ffn.router.logits(heard.input), heard.logits)
+    with trace(model) as seen, torch.no_grad():
+        model(tokens)
+    assert seen.router[0].input is None  # not asked for, not kept

@@ -92,7 +92,7 @@ def _line(pieces: list[str], chosen, state: dict) -> str:
 def _row(name: str, chosen, state: dict) -> str:
     head = f'<tr><th style="white-space:nowrap">{name}</th>'
     if chosen is None:
-        return f'{head}<td colspan="{len(state["pieces"])}">dense</td></tr>'
+        return f'{head}<td colspan="{len(state["pieces"])}" style="text-align:left">dense</td></tr>'
     cells = [
         f'<td style="{_style(experts[0], state)}">{"+".join(map(str, experts))}</td>'
         for experts, _ in chosen

@@ -18,11 +18,13 @@ class RouterSeen:
     """One layer's router: logits (b, t, e), choice and weight (b, t, k), best first.
 
     ``choice`` is what the experts were given, ``weight`` what their input was scaled by.
+    input (b, t, m), what router and experts read, is kept where hidden states are.
     """
 
     logits: Tensor
     choice: Tensor
     weight: Tensor
+    input: Tensor | None = None
 
     @property
     def score(self) -> Tensor:
@@ -122,7 +124,8 @@ class Seen:
         return self._join(lambda call: call.parts[name, layer])
 
     def _router(self, layer: int) -> RouterSeen:
-        return RouterSeen(*(self._part(name, layer) for name in ("logits", "choice", "weight")))
+        names = ["logits", "choice", "weight"] + ["input"] * bool(self.hidden.layers)
+        return RouterSeen(**{name: self._part(name, layer) for name in names})
 
     def _hidden(self, layer: int) -> Tensor:
         return self._part("hidden", layer)

@@ -35,7 +35,8 @@ def trace(
 ) -> Iterator[Seen]:
     """Record what ``model`` (a Llama4) does in every call inside the ``with``.
 
-    Routers are always recorded. hidden: also the vectors that enter and leave each block.
+    Routers are always recorded. hidden: also the vectors that enter and leave each block, and
+    those that its router reads.
     attention: also the weights, in all layers (True) or in those named. device: where the
     records are kept; None leaves them where the model is. Everything recorded is detached.
     """
@@ -104,6 +105,8 @@ class _Recorder:
                 logits = router.logits(inputs[0])  # n e
             weight, choice = output  # n k, n k
             self.call.put(layer, flat=True, logits=logits, choice=choice, weight=weight)
+            if self.seen.hidden.layers:
+                self.call.put(layer, flat=True, input=inputs[0])
 
         return see
 

@@ -35,7 +35,13 @@ for block in model.blocks:
 samples = {{"sums": "12 + 30 = 42", "prose": "The old house stood at the end of the road."}}
 view = routing_view(model, ml4.load_tokenizer(), {TEXT!r}, layer=1, domains=samples)
 """
-FOLDERS = "CONFIG_DIR RUNTIME_DIR DATA_DIR".split()
+FOLDERS = ["CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR"]
+
+
+def notebook():
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # or Lab would ask
+    cells = [nbformat.v4.new_code_cell(CELL + "view")]
+    return nbformat.v4.new_notebook(cells=cells, metadata=kernel)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +61,7 @@ def browser():
 def home(tmp_path_factory):
     """An empty place for JupyterLab, with one notebook in it."""
     home = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL + "view")])
-    nbformat.write(notebook, home / "view.ipynb")
+    nbformat.write(notebook(), home / "view.ipynb")
     return home
 
 
@@ -188,6 +193,7 @@ def test_tokens_layers_mouse_and_keys(live, home):
 
 
 def test_what_is_typed_is_read(live, home):
+    live.locator(".ml4-token").last.click()  # the selection then follows the typing
     box = live.locator(".ml4-text")
     box.click()
     live.keyboard.press("Control+a")
@@ -247,13 +253,13 @@ def exported(home):
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL + "view")])
-    NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}).execute()
-    notebook.metadata.pop("widgets", None)
-    for output in notebook.cells[0].outputs:  # as notebooks/execute.py saves it
+    book = notebook()
+    NotebookClient(book, resources={"metadata": {"path": str(ROOT)}}).execute()
+    book.metadata.pop("widgets", None)
+    for output in book.cells[0].outputs:  # as notebooks/execute.py saves it
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     page = home / "exported.html"
-    page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    page.write_text(HTMLExporter().from_notebook_node(book)[0], encoding="utf-8")
     return page
 
 
