@@ -93,9 +93,10 @@ def test_the_grouped_kernel_is_in_use():
     assert not Experts(4, 7, 12)._can_group(torch.zeros(20, 7))
 
 
-def test_no_rows_at_all():
-    model = small()
-    assert model(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3, 29)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_nothing_to_read_is_told(shape):
+    with pytest.raises(ValueError, match="both above 0"):
+        small()(torch.zeros(shape, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("grad", [True, False])

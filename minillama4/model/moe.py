@@ -87,8 +87,6 @@ class Experts(nn.Module):
         train = torch.is_grad_enabled()
         gate_up, down = (w.unbind() if train else w for w in (self.gate_up, self.down))
         hit = [(e, n) for e, n in enumerate(load.tolist()) if n]
-        if not hit:  # a batch without rows
-            return x
         parts = zip(x.split([n for _, n in hit]), hit, strict=True)
         return torch.cat([swiglu(part, gate_up[e], down[e]) for part, (e, _) in parts])
 

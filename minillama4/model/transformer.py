@@ -99,13 +99,13 @@ class Llama4(nn.Module):
     def _check(self, tokens, images, cache, mask) -> tuple[int, ...]:
         """The start of each row, or an error that says what is wrong and what to do."""
         c = self.config
-        if tokens.ndim != 2 or tokens.shape[1] == 0:
+        if tokens.ndim != 2 or tokens.numel() == 0:
             shape = tuple(tokens.shape)
-            raise ValueError(f"tokens must have shape (batch, time), time above 0, not {shape}.")
+            raise ValueError(f"tokens must have shape (batch, time), both above 0, not {shape}.")
         if tokens.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"tokens must be int64 token ids, not {tokens.dtype}.")
         start = (0,) * len(tokens) if cache is None else cache.start(len(tokens))
-        if max(start, default=0) + tokens.shape[1] > c.max_length:
+        if max(start) + tokens.shape[1] > c.max_length:
             raise ValueError(
                 f"The sequence would grow to {max(start) + tokens.shape[1]:,} tokens, but this "
                 f"model's max_length is {c.max_length:,}: give fewer tokens."
@@ -122,7 +122,7 @@ class Llama4(nn.Module):
         c = self.config
         if tokens.is_meta or (tokens.is_cuda and torch.cuda.is_current_stream_capturing()):
             return  # reading values would stop a CUDA graph
-        low, high = tokens.aminmax() if tokens.numel() else (tokens.new_zeros(()),) * 2
+        low, high = tokens.aminmax()
         if low < 0 or high >= c.vocab_size:
             wrong = int(low if low < 0 else high)
             raise IndexError(

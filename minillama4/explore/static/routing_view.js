@@ -140,8 +140,8 @@ function drawExperts(parts, s, colour, shades, { layer, shown }) {
 
 // ------------------------------------------------------------------ all layers at once
 function sizeTo(svg, width, height) {
-  svg.setAttribute("width", width);
-  svg.setAttribute("height", height);
+  // as style, not attributes: pages that carry notebooks say "svg { max-width: 100%; height: auto }"
+  Object.assign(svg.style, { width: `${width}px`, height: `${height}px`, maxWidth: "none" });
 }
 
 function layStrip(parts, s, colour) {
