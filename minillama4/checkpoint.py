@@ -187,6 +187,7 @@ def _write(model: Llama4, folder: Path, shard_bytes: int) -> None:
         file = SINGLE if len(shards) == 1 else many
         tensors = {name: p.detach().cpu().contiguous() for name, p in shard.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})  # transformers asks for it
+        (folder / file).chmod(0o644)  # safetensors lets nobody but its owner read
         where |= dict.fromkeys(tensors, file)
         size += sum(t.numel() * t.element_size() for t in tensors.values())
     if len(shards) > 1:

@@ -101,7 +101,7 @@ def finish(model, history: list[dict], validate, args: argparse.Namespace) -> No
     made |= {"python": platform.python_version(), "torch": torch.__version__}
     record = {"made_with": made, "held_out_loss": held_out, "steps": history}
     part = args.out / "history.json.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(record) + "\n", encoding="utf-8")
     os.replace(part, args.out / "history.json")
     shown = ", ".join(f"{name} {loss:.3f}" for name, loss in held_out.items())
     print(f"Held-out loss in nats per token: {shown}. The model is in {args.out / 'model'}.")
