@@ -19,6 +19,7 @@ TINY = Plan(
     width=32,
     hidden=32,
     experts=(1, 4),
+    growth=4,
     tokens=(20,),
     train_experts=(4,),
     train_tokens=(20,),

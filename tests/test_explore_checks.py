@@ -41,10 +41,11 @@ def test_right_and_wrong():
 
 
 def test_it_never_raises():
-    assert "stub" in CHECK(stub).message
+    assert "still to do" in CHECK(stub).message
     assert "return missing" in CHECK(lambda x: None).message
     assert "KeyError" in CHECK(lambda x: {}["a"]).message
     assert not CHECK(lambda x: 2 * x + float("nan")).right
+    assert "returns str" in CHECK(lambda x: "2x").message
 
 
 def test_properties_are_checked_after_the_values():

@@ -46,7 +46,7 @@ class Check:
         try:
             return self._judge(answer)
         except NotImplementedError:
-            return Verdict(False, f"{self.name} is still a stub: replace the line that raises.")
+            return Verdict(False, f"{self.name} is still to do: replace the line that raises.")
         except Exception as error:
             return Verdict(False, f"Your code stopped with {type(error).__name__}: {error}")
 
@@ -54,7 +54,7 @@ class Check:
         cases = [self.inputs(seed) for seed in range(self.trials)]
         given = [answer(*copy.deepcopy(case)) for case in cases]  # an answer may work in place
         if any(value is None for value in given):
-            return Verdict(False, f"{self.name} returned None: is a return missing?")
+            return Verdict(False, f"{self.name} returns None: is a return missing?")
         if self._agree(given, self.reference, cases):
             broken = [text for text, test in self.properties.items() if not test(answer)]
             return Verdict(False, broken[0]) if broken else Verdict(True, self.praise)
@@ -74,8 +74,9 @@ class Check:
             right = self.reference(*case)
             if close(value, right, self.tolerance):
                 continue
+            if isinstance(right, Tensor) and not isinstance(value, Tensor):
+                return f"{self.name} returns {type(value).__name__}, a tensor is expected."
             if isinstance(right, Tensor):
-                value = torch.as_tensor(value)
                 if value.shape != right.shape:
                     return f"The shape is {tuple(value.shape)}, expected {tuple(right.shape)}."
                 gap = (value - right).abs().max().item()
@@ -86,6 +87,8 @@ class Check:
 
 def close(value, right, tolerance: float) -> bool:
     """Equal shape and values (relative to the larger), for tensors and plain numbers."""
+    if not isinstance(value, Tensor | int | float):
+        return False
     a, b = torch.as_tensor(value), torch.as_tensor(right)
     if a.shape != b.shape:
         return False

@@ -74,7 +74,7 @@ def snapshot(state: dict, layer: int) -> str:
 def _caption(state: dict, layer: int) -> str:
     if layer not in state["moe"]:
         return f"Layer {layer} is dense: it has no router"
-    return f"Each token with its expert in layer {layer}, and the router's score"
+    return f"Each token with its expert in layer {layer}, and g, the sigmoid of its score"
 
 
 def _line(pieces: list[str], chosen, state: dict) -> str:

@@ -58,7 +58,6 @@ class RoutingView(anywidget.AnyWidget):
         super().__init__(layer=middle if layer is None else layer)
         self.examples = [list(pair) for pair in (domains or {}).items()]
         self.state = self._read(text)  # here an unreadable text is the author's error: it raises
-        self.token = len(self.state["pieces"]) - 1
         self.text = text
 
     def __repr__(self) -> str:
@@ -95,11 +94,11 @@ class RoutingView(anywidget.AnyWidget):
         self.milliseconds = (time.perf_counter() - began) * 1000
 
     def _show(self, state: dict) -> None:
-        before, count = len(self.state["pieces"]), len(state["pieces"])
-        at_end = self.token >= before - 1  # the reader is typing on: follow
+        count = len(state["pieces"])
+        typed_on = state["text"].startswith(self.state["text"])  # then follow the reader
         with self.hold_sync():
             self.state, self.message = state, ""
-            self.token = count - 1 if at_end else min(self.token, count - 1)
+            self.token = count - 1 if typed_on else min(self.token, count - 1)
 
     def to_html(self) -> str:
         """A piece of HTML that needs no kernel and no network: interactive, and still without

@@ -24,7 +24,7 @@ def cases(plan: Plan) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
     """(title, what measures it), in the order of the table."""
     for train, experts, tokens in _sizes(plan):
         yield f"{experts} experts", lambda e=experts, n=tokens, t=train: against(plan, e, n, t)
-    most, many = max(plan.experts), max(plan.tokens)
+    most, many = plan.growth, max(plan.tokens)
     for train in (False, True):
         yield "our forms", lambda t=train: forms(plan, 16, many, t)
         for count in sorted({1, plan.threads}):

@@ -21,6 +21,7 @@ class Plan:
     experts: tuple[int, ...] = (1, 4, 16, 64, 128)
     tokens: tuple[int, ...] = (1, 64, 4096)
     train_experts: tuple[int, ...] = (1, 4, 16, 64, 128)
+    growth: int = 128  # experts, beside one
     train_tokens: tuple[int, ...] = (64, 4096)
     # whole models: batch and length of a training step, lengths of prefill, decode
     models: tuple[str, ...] = ("mini", "laptop")
@@ -39,7 +40,7 @@ class Plan:
 
 def quick(threads: int) -> Plan:
     """Under a minute: few repeats, none of transformers' slow cases."""
-    moe = dict(experts=(1, 16, 128), tokens=(1, 4096), train_experts=(1, 16), train_tokens=(4096,))
+    moe = dict(experts=(1, 16), tokens=(1, 4096), train_experts=(16,), train_tokens=(4096,))
     whole = dict(models=("mini",), train_shape=(("mini", 8, 512),), prefill=(512,), steps=16)
     attention = dict(lengths=(1024, 4096, 8192), dense_lengths=(1024, 4096), memory_lengths=())
     return Plan(threads, seconds=0.3, rounds=3, fewest=1, **moe, **whole, **attention)

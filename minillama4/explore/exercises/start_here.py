@@ -10,13 +10,18 @@ from ..checks import Check, number
 
 _SCOUT = Llama4Config.scout().parameters()
 _SHARED = _SCOUT.text["shared experts"]
+_MINI = Llama4Config.mini().parameters()
 
 without_shared = number(
-    "The number",
+    "without_shared",
     right=_SCOUT.active - _SHARED,
     wrong={
         "That is the stored total; count what one token uses.": _SCOUT.text_total - _SHARED,
+        "Right, but in billions: return the whole number.": (_SCOUT.active - _SHARED) / 1e9,
+        "That is the mini model; Scout is asked for.": _MINI.active - _MINI.text["shared experts"],
         "You left the shared experts in.": _SCOUT.active,
+        "You took away one layer's shared expert; all 48 layers have one.": _SCOUT.active
+        - _SHARED // 48,
         "That is the shared experts' own share: take it away from what a token uses.": _SHARED,
         "You took away the routed expert too.": _SCOUT.active
         - _SHARED
@@ -85,6 +90,17 @@ def _plain_gate(x, gate_up, down) -> Tensor:
     return (torch.sigmoid(gate) * up) @ down
 
 
+def _no_curve(x, gate_up, down) -> Tensor:
+    gate, up = (x @ gate_up).chunk(2)
+    return (gate * up) @ down
+
+
+def _every_expert(x, router, gate_up, down) -> Tensor:
+    score = torch.sigmoid(router @ x)
+    parts = zip(score, gate_up, down, strict=True)
+    return sum(_expert(g * x, into, out) for g, into, out in parts)
+
+
 def _gradient_reaches_router(answer) -> bool:
     x, router, gate_up, down = _inputs(0)
     router.requires_grad_()
@@ -117,6 +133,11 @@ routed_expert = Check(
         ),
         "The gate passes through silu, which is z times sigmoid(z).": _mistake(
             _sigmoid, expert=_plain_gate
+        ),
+        "The silu is missing: the gate passes through it.": _mistake(_sigmoid, expert=_no_curve),
+        "You asked every expert; the token goes to the best one alone.": _every_expert,
+        "You took the expert whose score is largest in size; negative scores lose.": _mistake(
+            _sigmoid, pick=lambda score: score.abs().argmax()
         ),
     },
     properties={

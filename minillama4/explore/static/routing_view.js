@@ -45,7 +45,7 @@ function skeleton(el) {
         <div class="ml4-examples" role="group" aria-label="sample texts"></div></div>
       <label class="ml4-field"><span>Layer</span>
         <input class="ml4-layer" type="range" min="0" step="1"><output class="ml4-which"></output>
-        <span class="ml4-hint">keys: ← → token, ↑ ↓ layer</span></label>
+        <span class="ml4-hint">keys on a token: ← → token, ↑ ↓ layer</span></label>
       <p class="ml4-message" role="status" aria-live="polite"></p>
       <div class="ml4-tokens" role="listbox" aria-orientation="horizontal"></div>
       <div class="ml4-panels">
@@ -74,7 +74,7 @@ function layTokens(parts, s) {
 
 function spoken(s, layer, t) {
   const scores = s.score(layer, t);
-  const named = s.choice(layer, t).map((e) => `expert ${e}, score ${scores[e].toFixed(2)}`);
+  const named = s.choice(layer, t).map((e) => `expert ${e}, g ${scores[e].toFixed(2)}`);
   return `token ${t}, ${s.pieces[t]}: ${named.join(" and ") || "dense layer, no router"}`;
 }
 
@@ -104,7 +104,7 @@ function barRows(scores, load, chosen, colour) {
       ${bar(score, e)}<span class="ml4-score">${score.toFixed(2)}</span>
       ${bar(load[e] / most, e)}<span class="ml4-load">${load[e]}</span>
     </div>`);
-  return `<div class="ml4-row ml4-head"><span></span><span></span><span>score</span><span></span>
+  return `<div class="ml4-row ml4-head"><span></span><span></span><span>g = σ(score)</span><span></span>
     <span>tokens of this text</span><span></span></div>${rows.join("")}`;
 }
 
@@ -128,12 +128,12 @@ function drawExperts(parts, s, colour, shades, { layer, shown }) {
     return;
   }
   const [scores, load, chosen] = [s.score(layer, shown), s.load(layer), s.choice(layer, shown)];
-  const top = chosen.map((e) => `expert ${e} (${scores[e].toFixed(2)})`).join(" and ");
+  const top = chosen.map((e) => `expert ${e} (g = ${scores[e].toFixed(2)})`).join(" and ");
   parts.about.innerHTML = `Layer ${layer} sends <q>${piece}</q> to ${top}`;
   const most = Math.max(...load, 1);
   parts.experts.innerHTML = s.experts <= PER_ROW ? barRows(scores, load, chosen, colour) : `
-    <p class="ml4-note">Score, from 0 (dark) to 1 (light)</p>
-    ${positionGrid(scores, chosen, shades, 1, (v) => `score ${v.toFixed(2)}`)}
+    <p class="ml4-note">g = σ(score), from 0 (dark) to 1 (light)</p>
+    ${positionGrid(scores, chosen, shades, 1, (v) => `g = ${v.toFixed(2)}`)}
     <p class="ml4-note">Tokens of this text, from 0 (dark) to ${most} (light)</p>
     ${positionGrid(load, chosen, shades, most, (v) => `${v} tokens`)}`;
 }
