@@ -22,6 +22,7 @@ PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STATE = ENV / "start.txt"  # what is installed: nothing, while set-up is unfinished
 TORCH = "torch==2.13.0"  # one version for everyone, inside pyproject.toml's range
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+NO_TESTS = 5  # pytest's exit status
 FIRST_NOTEBOOK = "notebooks/01_moe/01_start_here.ipynb"
 
 
@@ -131,6 +132,8 @@ def test(args):
         began = time.monotonic()
         print(f"\n== {name} ==", flush=True)
         codes = [python("-m", *command) for command in stages[name]]
+        if args.rest and name != "lint":  # a choice of tests may leave a stage with none
+            codes = [code for code in codes if code != NO_TESTS]
         failed |= any(codes)
         verdict = "FAILED" if any(codes) else "passed"
         summary.append(f"{name:10} {verdict}  {time.monotonic() - began:6.1f} s")

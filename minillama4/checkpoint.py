@@ -24,6 +24,7 @@ from .config import Llama4Config
 from .model import Llama4
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+OURS = re.compile(r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 IGNORED = re.compile(r"rotary_emb.*inv_freq$|rotary_embedding\.freqs_ci$")  # computed, not learned
 
 NAMES = [  # ours -> theirs, applied in this order; the text model's prefix comes last
@@ -78,6 +79,10 @@ def load(folder: str | Path, dtype: torch.dtype | None = None, device="cpu") -> 
     more than the result. FileNotFoundError or CheckpointError before anything large is read.
     """
     folder = Path(folder)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"dtype must be a floating torch.dtype such as torch.bfloat16, not {dtype!r}."
+        )
     config = Llama4Config.from_hf(folder)
     with torch.device("meta"):  # shapes without memory
         model = Llama4(config)
@@ -126,12 +131,21 @@ def _read_shapes(folder: Path, files: list[str]) -> dict[str, tuple[int, ...]]:
         try:
             with safe_open(folder / file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    header = tensors.get_slice(name)
+                    _check_header(name, header.get_dtype(), file, shapes)
+                    shapes[name] = tuple(header.get_shape())
         except SafetensorError as error:
             raise CheckpointError(
                 f"{folder / file} is truncated or not a safetensors file ({error}): copy it again."
             ) from None
     return shapes
+
+
+def _check_header(name: str, dtype: str, file: str, before: dict) -> None:
+    if name in before:
+        raise CheckpointError(f"{name} is stored twice, the second time in {file}.")
+    if dtype not in ("F64", "F32", "F16", "BF16") and not IGNORED.search(name):
+        raise CheckpointError(f"{name} in {file} is {dtype}: quantised weights are not read yet.")
 
 
 def _compare(model: Llama4, found: dict[str, tuple[int, ...]], folder: Path) -> None:
@@ -165,7 +179,8 @@ def save(
     More than ``shard_bytes`` of weights become several files with an index. FileExistsError if
     the folder already holds a model and ``overwrite`` is False; its other files are kept.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # a link stays a link: its target is replaced
+    _check_savable(model)
     if (folder / "config.json").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a model already: pass overwrite=True to replace it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +190,22 @@ def save(
         _swap(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_savable(model: Llama4) -> None:
+    """What would write a file that cannot be read back is refused before anything is written."""
+    tied = model.head.weight is model.embed.weight
+    if tied != model.config.tied:
+        raise CheckpointError(
+            f"The config says tied = {model.config.tied}, but head and embedding are "
+            f"{'one tensor' if tied else 'two tensors'}: change one or the other before saving."
+        )
+    every = dict(model.named_parameters(remove_duplicate=False))
+    shared = every.keys() - dict(model.named_parameters()).keys() - {"head.weight"}
+    if shared:
+        raise CheckpointError(f"Shared weights cannot be saved: {_some(sorted(shared))}.")
+    if any(parameter.is_meta for parameter in every.values()):
+        raise CheckpointError("This model is on the meta device: it has shapes but no weights.")
 
 
 def _write(model: Llama4, folder: Path, shard_bytes: int) -> None:
@@ -208,15 +239,11 @@ def _plan(model: Llama4, shard_bytes: int) -> list[dict[str, nn.Parameter]]:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Put ``new`` in the place of ``folder``, keeping what else lay there."""
+    """Put ``new`` in the place of ``folder``, and what else lay there beside it again."""
     if not folder.exists():
         new.chmod(0o755)
         new.rename(folder)
         return
-    for other in folder.iterdir():
-        if other.name not in ("config.json", INDEX) and other.suffix != ".safetensors":
-            copy = shutil.copytree if other.is_dir() else shutil.copy2
-            copy(other, new / other.name)
     new.chmod(folder.stat().st_mode)
     old = new.with_name(new.name + "-old")
     folder.rename(old)
@@ -225,6 +252,9 @@ def _swap(new: Path, folder: Path) -> None:
     except BaseException:  # Ctrl-C included
         old.rename(folder)
         raise
+    for other in list(old.iterdir()):
+        if not OURS.fullmatch(other.name):
+            other.rename(folder / other.name)
     shutil.rmtree(old)
 
 

@@ -34,6 +34,13 @@ def _count(config, *names: str) -> None:
         _require(whole and value > 0, name, value, "a whole number above 0")
 
 
+def _kind(config, kind, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        word = getattr(kind, "__name__", str(kind).replace("minillama4.config.", ""))
+        _require(isinstance(value, kind), name, value, f"of type {word}")
+
+
 def _divides(config, part: str, whole: str) -> None:
     small, large = getattr(config, part), getattr(config, whole)
     _require(large % small == 0, part, small, f"a divisor of {whole} = {large}")
@@ -132,6 +139,10 @@ class Llama4Config:
         _count(self, "experts", "top_k", "expert_hidden", "dense_hidden", "moe_every", "nope_every")
         _count(self, "floor_scale", "max_length")
         _positive(self, "rope_theta", "norm_eps")
+        _kind(self, float | int, "attn_scale")
+        _kind(self, bool, "qk_norm", "temperature", "tied")
+        _kind(self, RopeScaling | None, "rope_scaling")
+        _kind(self, VisionConfig | None, "vision")
         _divides(self, "kv_heads", "heads")
         _require(self.head_width % 2 == 0, "head_width", self.head_width, "even (RoPE pairs)")
         limit = f"at most experts = {self.experts}"

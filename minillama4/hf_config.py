@@ -64,14 +64,11 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
     head_width = text.get("head_dim", 128) or fields["width"] // fields["heads"]
     theta, scaling = _read_rope(text)
     _refuse_unknown(text)
-    return Llama4Config(
-        **fields,
-        kv_heads=kv_heads,
-        head_width=head_width,
-        moe_at=None if text.get("moe_layers") is None else tuple(text["moe_layers"]),
-        nope_at=_read_nope(text, fields["layers"], fields["nope_every"]),
-        rope_theta=theta,
-        rope_scaling=scaling,
+    known = {"kv_heads": kv_heads, "head_width": head_width, "rope_theta": theta}
+    config = Llama4Config(**fields, **known, rope_scaling=scaling)  # sizes are checked first
+    moe = _list(text, "moe_layers")
+    return config.replace(
+        moe_at=None if moe is None else tuple(moe), nope_at=_read_nope(text, config)
     )
 
 
@@ -88,13 +85,22 @@ def _read_json(path: Path) -> dict:
     return raw
 
 
-def _read_nope(text: dict, layers: int, every: int) -> tuple[int, ...]:
-    derived = [int((i + 1) % every != 0) for i in range(layers)]
-    rope = text.get("no_rope_layers") or derived  # missing, null or []: derived
-    if len(rope) < layers:
-        raise ValueError(f"no_rope_layers has {len(rope)} entries for {layers} layers.")
+def _list(text: dict, name: str) -> list | None:
+    value = text.get(name)
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list, not {value!r}.")
+    return value
+
+
+def _read_nope(text: dict, config: Llama4Config) -> tuple[int, ...]:
+    layers = config.layers
+    derived = [int(i not in config.nope_layers) for i in range(layers)]
+    rope = _list(text, "no_rope_layers") or derived  # missing, null or []: derived
+    kinds = _list(text, "layer_types")
+    for name, given in (("no_rope_layers", rope), ("layer_types", kinds)):
+        if given and len(given) < layers:
+            raise ValueError(f"{name} has {len(given)} entries for {layers} layers.")
     nope = tuple(i for i in range(layers) if not rope[i])
-    kinds = text.get("layer_types")
     if kinds and nope != tuple(i for i in range(layers) if kinds[i] == "full_attention"):
         raise ValueError(
             "layer_types and no_rope_layers disagree: in Llama 4 a layer is either RoPE with "
@@ -105,6 +111,8 @@ def _read_nope(text: dict, layers: int, every: int) -> tuple[int, ...]:
 
 def _read_rope(text: dict) -> tuple[float, RopeScaling | None]:
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters must be a dict, not {rope!r}.")
     theta = rope.get("rope_theta", text.get("rope_theta", 500_000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":

@@ -429,3 +429,72 @@ def test_saving_makes_folders_and_follows_relative_paths(tmp_path, monkeypatch):
 def test_config_says_the_dtype(saved):
     assert json.loads((saved / "config.json").read_text())["dtype"] == "float32"
     assert ml4.Llama4Config.from_hf(saved) == ml4.Llama4Config(**SMALL)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_peoples_safetensors_stay(tmp_path, overwrite):
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "adapter.safetensors")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "nowhere")  # a dangling link, too
+    ml4.save(small(), tmp_path, overwrite=overwrite)
+    assert (tmp_path / "adapter.safetensors").exists() and (tmp_path / "elsewhere").is_symlink()
+    assert identical(ml4.load(tmp_path), small())
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+    for _ in range(2):
+        ml4.save(small(), tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and identical(ml4.load(tmp_path / "disk"), small())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+
+
+def broken(kind: str) -> ml4.Llama4:
+    model = small()
+    if kind == "tied by hand":
+        model.head.weight = model.embed.weight
+    elif kind == "untied by hand":
+        model = small(tied=True)
+        model.head.weight = torch.nn.Parameter(model.head.weight.clone())
+    elif kind == "shared":
+        model.blocks[1].attention.q = model.blocks[0].attention.q
+    else:
+        model = model.to("meta")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("tied by hand", "one tensor"),
+        ("untied by hand", "two tensors"),
+        ("shared", r"blocks\.1\.attention\.q\.weight"),
+        ("meta", "meta device"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(tmp_path, kind, message):
+    with pytest.raises(ml4.CheckpointError, match=message):
+        ml4.save(broken(kind), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_whole_numbers_are_refused(saved):
+    edit(saved, lambda tensors: tensors.update({EMBED: tensors[EMBED].to(torch.int8)}))
+    with pytest.raises(ml4.CheckpointError, match=r"embed_tokens\.weight .* I8"):
+        ml4.load(saved)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8])
+def test_a_dtype_must_be_a_floating_one(saved, dtype):
+    with pytest.raises(TypeError, match="floating"):
+        ml4.load(saved, dtype=dtype)
+
+
+def test_a_tensor_stored_twice_is_named(tmp_path):
+    ml4.save(small(), tmp_path, shard_bytes=20_000)
+    first, *_, last = sorted(tmp_path.glob("model-*.safetensors"))
+    twice = list(safetensors.torch.load_file(first).items())[:1]
+    tensors = safetensors.torch.load_file(last) | dict(twice)
+    safetensors.torch.save_file(tensors, last, metadata={"format": "pt"})
+    with pytest.raises(ml4.CheckpointError, match="stored twice"):
+        ml4.load(tmp_path)

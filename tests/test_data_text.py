@@ -77,6 +77,14 @@ def test_no_file_is_in_both_splits_and_no_prose_leaks_from_python():
     assert not leaks
 
 
+def test_no_english_of_the_training_stands_in_held_out_files():
+    held_out = " ".join(" ".join(documents("python", "validation")).split())
+    train = "\n\n".join(documents("english", "train")).split("\n\n")
+    paragraphs = [" ".join(paragraph.split()) for paragraph in train]
+    assert len(paragraphs) > 1000 and len(held_out) > 100_000
+    assert not [paragraph for paragraph in paragraphs if paragraph and paragraph in held_out]
+
+
 # ---- arithmetic and records ----
 
 

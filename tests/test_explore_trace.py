@@ -295,3 +295,20 @@ def test_the_routers_input_is_what_its_scores_come_from():
     with trace(model) as seen, torch.no_grad():
         model(tokens)
     assert seen.router[0].input is None  # not asked for, not kept
+
+
+def test_two_caches_in_one_trace_do_not_see_each_other():
+    model = Llama4(Llama4Config.nano())
+    a, b = torch.randint(0, 256, (2, 1, 6))
+    with trace(model, attention=True) as alone, torch.no_grad():
+        model(a)
+    with trace(model, attention=True) as both, torch.no_grad():
+        of_a, of_b = KVCache(model.config), KVCache(model.config)
+        model(a[:, :4], cache=of_a)
+        model(b[:, :4], cache=of_b)
+        model(a[:, 4:], cache=of_a)
+    for layer in both.attention:
+        last = both.attention[layer][:, :, 8:]  # what the continued tokens of a looked at
+        assert last[..., 4:8].abs().max() == 0
+        own = torch.cat([last[..., :4], last[..., 8:]], dim=-1)
+        torch.testing.assert_close(own, alone.attention[layer][:, :, 4:], atol=1e-5, rtol=1e-4)

@@ -281,3 +281,75 @@ def test_a_full_cache_says_so_and_its_repr_tells_what_it_holds():
     assert repr(cache).startswith("KVCache(lengths=(10,)")
     with pytest.raises(ValueError, match="11 tokens"):
         model(random_tokens(model.config, 1, 1), cache=cache)
+
+
+def test_a_call_cut_off_halfway_is_not_continued():
+    """Its first layers have written the next chunk over this one; the same call again is wrong."""
+    model = small()
+    tokens = random_tokens(model.config, 1, 20)
+    cache = ml4.KVCache(model.config)
+    model(tokens[:, :5], cache=cache)
+    hook = model.blocks[-1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(tokens[:, 5:], cache=cache)
+    hook.remove()
+    with pytest.raises(RuntimeError, match=r"halfway.*new KVCache"):
+        model(tokens[:, 5:], cache=cache)
+
+
+def test_a_cache_of_another_model_is_refused():
+    model = small()
+    tokens = random_tokens(model.config, 1, 4)
+    other = ml4.KVCache(model.config.replace(chunk=model.config.chunk - 1))
+    with pytest.raises(ValueError, match=r"KVCache\(model\.config\)"):
+        model(tokens, cache=other)
+    with pytest.raises(TypeError, match="config, not a Llama4"):
+        ml4.KVCache(model)
+
+
+def test_a_model_that_was_cast_needs_a_new_cache():
+    model = small()
+    tokens = random_tokens(model.config, 1, 4)
+    cache = ml4.KVCache(model.config)
+    model(tokens, cache=cache)
+    with pytest.raises(ValueError, match=r"torch\.bfloat16.*new KVCache"):
+        model.bfloat16()(tokens, cache=cache)
+
+
+INFERENCE, PLAIN = torch.inference_mode, torch.no_grad
+
+
+@pytest.mark.parametrize("modes", [(INFERENCE, PLAIN, INFERENCE), (PLAIN, INFERENCE, PLAIN)])
+def test_inference_mode_and_no_grad_mix(modes):
+    model = small()
+    tokens = random_tokens(model.config, 2, 21)
+    cache, parts = ml4.KVCache(model.config), []
+    for piece, mode in zip(tokens.split(7, dim=1), modes, strict=True):
+        with mode():
+            parts.append(model(piece, cache=cache))
+    with torch.no_grad():
+        assert error(torch.cat(parts, 1), model(tokens)) < TIGHT
+
+
+@torch.no_grad()
+def test_long_pieces_after_a_start_are_cut_and_right(monkeypatch):
+    monkeypatch.setattr("minillama4.model.cache.LONGEST_PIECE", 6)
+    model = small()
+    tokens = random_tokens(model.config, 2, 50)
+    cache = ml4.KVCache(model.config)
+    parts = [model(piece, cache=cache) for piece in tokens.split([3, 40, 7], dim=1)]
+    assert error(torch.cat(parts, 1), model(tokens)) < TIGHT
+
+
+def test_padding_does_not_count_towards_the_longest_sequence():
+    model = small(max_length=16)
+    tokens = random_tokens(model.config, 2, 10)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, 2:] = False
+    cache = ml4.KVCache(model.config)
+    model(tokens, cache=cache, attention_mask=mask)
+    more = torch.arange(8).expand(2, 8) < torch.tensor([[6], [8]])
+    model(tokens[:, :8], cache=cache, attention_mask=more)
+    assert cache.lengths == (16, 10)
+    with pytest.raises(ValueError, match=r"17 tokens.*max_length is 16"):
+        model(tokens[:, :1], cache=cache)

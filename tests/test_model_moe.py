@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillama4.model.moe import Experts, Router, looped_experts, naive_experts, swiglu
-from tests.reference import error, noise, seeds, small
+from tests.reference import error, noise, random_tokens, seeds, small
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -171,3 +171,14 @@ def test_the_router_learns_from_the_score_also_with_one_expert_chosen():
     moe(x).square().sum().backward()
     chosen = moe.router(x.flatten(0, 1))[1].unique()
     assert moe.router.weight.grad[chosen].abs().amax(1).min() > 0
+
+
+@pytest.mark.parametrize("length", [2, 40])
+def test_autocast_runs_and_is_near(length):
+    model = small()
+    model.float()
+    tokens = random_tokens(model.config, 1, length)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = model(tokens)
+    gap = (near.float() - model(tokens)).abs()
+    assert torch.isfinite(near).all() and gap.median() < 0.05  # a flipped route moves a few far

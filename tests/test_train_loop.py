@@ -166,3 +166,34 @@ def test_two_processes_do_what_one_does(tmp_path):
     )
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=2e-3)
+
+
+def test_until_0_trains_nothing():
+    model, untouched = fresh(), fresh()
+    assert train(model, batches, SETTINGS, until=0) == [] and same(model, untouched)
+
+
+@pytest.mark.parametrize("changed", ["about", "model"])
+def test_other_data_or_another_model_do_not_resume(tmp_path, changed):
+    train(fresh(), batches, SETTINGS, folder=tmp_path, until=7, about={"rows": 8})
+    model = fresh()
+    if changed == "model":
+        model = ml4.Llama4(model.config.replace(chunk=8))
+    before = [p.clone() for p in model.parameters()]
+    about = {"rows": 8 if changed == "model" else 4}
+    with pytest.raises(ValueError, match="model" if changed == "model" else "rows"):
+        train(model, batches, SETTINGS, folder=tmp_path, about=about)
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_a_foreign_state_is_named(tmp_path):
+    torch.save({"weights": torch.ones(2)}, tmp_path / "training.pt")
+    with pytest.raises(ValueError, match=r"training\.pt cannot be read"):
+        train(fresh(), batches, SETTINGS, folder=tmp_path)
+
+
+def test_a_failing_validation_leaves_the_model_in_training_mode():
+    model = fresh()
+    with pytest.raises(ZeroDivisionError):
+        train(model, batches, SETTINGS, validate=lambda m: 1 / 0)
+    assert model.training

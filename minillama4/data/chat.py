@@ -72,6 +72,10 @@ def encode_message(tokenizer: Tokenizer, message: Message) -> list[int]:
     """Ids of one message, from its header to its end; the content is not stripped."""
     parts = [message.content] if isinstance(message.content, str) else message.content
     ids = encode_header(tokenizer, message.role)
+    if not isinstance(parts, list | tuple) or not all(isinstance(p, str | list) for p in parts):
+        raise ChatError(
+            f"content must be text, or a list of texts and lists of ids; got {message.content!r}"
+        )
     for part in parts:
         ids += tokenizer.encode(part) if isinstance(part, str) else part
     turn_goes_on = message.tool_call or message.role == "tool"

@@ -12,8 +12,8 @@ generated domains are the same everywhere.
 
 No text is in both splits. A file, a topic, a problem, a record, a sentence belongs to the split
 that a hash of it names, before anything is cut into tokens. A file and its docstrings share one
-split, and a paragraph of prose found in training files is dropped from validation. What files
-share by habit (a licence header, an idiom) is not removed.
+split; a paragraph of prose found in training is dropped from English validation, and a file with
+one from Python validation. What files share by habit (a licence header, an idiom) is not removed.
 """
 
 import hashlib
@@ -59,7 +59,8 @@ def documents(domain: str, split: str, seed: int = 0) -> Iterator[str]:
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {' and '.join(SPLITS)}")
     if domain == "python":
-        return iter(_shuffled(list(_python_files(split).values()), seed))
+        files = _python_files(split) if split == "train" else _held_out_files()
+        return iter(_shuffled(list(files.values()), seed))
     if domain == "english":
         return iter(_shuffled(list(_english_documents()[split]), seed))
     return _generated(domain, split, Random(f"{domain} {split} {seed}"))
@@ -137,6 +138,17 @@ def _english_documents() -> dict[str, list[str]]:
             _prose_sources("validation"), lambda words: words in seen_text
         ),
     }
+
+
+@lru_cache(maxsize=1)
+def _held_out_files() -> dict[str, str]:
+    """The validation files, without those that repeat a paragraph of the English training text."""
+    text = "\n\n".join(_english_documents()["train"])
+    known = {" ".join(paragraph.split()) for paragraph in text.split("\n\n")}
+    files = _python_files("validation")
+    plain = {name: " ".join(source.split()) for name, source in files.items()}
+    leaky = {name for name, words in plain.items() if any(part in words for part in known)}
+    return {name: source for name, source in files.items() if name not in leaky}
 
 
 def _without_repeats(texts: Iterable[str], known: Callable[[str], bool]) -> list[str]:

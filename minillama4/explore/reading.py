@@ -73,5 +73,7 @@ def _pack(layers: list[Tensor]) -> str:
 
 def unpack(packed: str, *shape: int) -> Tensor:
     """What ``_pack`` packed, (layers, t, n) int64."""
-    numbers = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.uint16)
-    return numbers.long().reshape(shape)
+    raw = bytearray(base64.b64decode(packed))
+    if not raw:  # a model without routers
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.frombuffer(raw, dtype=torch.uint16).long().reshape(shape)

@@ -146,10 +146,11 @@ class Seen:
 
     def _texts(self) -> list[Tensor]:
         """For each call, (t,) the number of the text it belongs to: a cache continues one."""
-        numbers, text, lengths = [], 0, ()
+        numbers, last, texts = [], 0, {}  # texts: cache -> (number, tokens read so far)
         for call in self._calls:
+            text, lengths = texts.get(id(call.cache), (0, ()))
             if not any(call.start):
-                text, lengths = text + 1, call.start
+                text, lengths = (last := last + 1), call.start
             if lengths != call.start:
                 raise LookupError(
                     f"A call continued a cache at position {max(call.start)}, and this trace has "
@@ -157,6 +158,7 @@ class Seen:
                 )
             new = call.real.sum(1).tolist()
             lengths = tuple(a + n for a, n in zip(lengths, new, strict=True))
+            texts[id(call.cache)] = text, lengths
             numbers.append(torch.full((call.tokens.shape[1],), text))
         return numbers
 
@@ -192,6 +194,7 @@ class Call:
     tokens: Tensor
     back: Tensor | None
     mask: Tensor | None
+    cache: object = None  # which text this call goes on with
     start: tuple[int, ...] = ()
     positions: Tensor | None = None  # (b, t)
     real: Tensor | None = None  # (b, t) bool

@@ -89,8 +89,10 @@ class _Recorder:
     def _begin(self, model, args, kwargs) -> None:
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         mask = given.get("attention_mask")
+        mask = None if mask is None else mask.clone()
         back = None if mask is None else _way_back(mask)
-        self.call = Call(given["tokens"].clone(), back, mask)  # the caller may reuse its buffer
+        tokens = given["tokens"].clone()  # the caller may reuse its buffers
+        self.call = Call(tokens, back, mask, given.get("cache"))
 
     def _finish(self, model, inputs, logits) -> None:
         if logits is not None:  # None: the forward has raised

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..config import Llama4Config
 from .attention import Place, attend_causal, attend_chunks
 
+LONGEST_PIECE = 1024  # queries that a NoPE layer compares with the past at a time
+
 
 class LayerMemory:
     """Keys and values of one layer, (b, k, slots, d), grown by doubling up to ``limit`` slots."""
@@ -42,8 +44,8 @@ class LayerMemory:
 
     def _borders(self, start: tuple[int, ...], length: int) -> list[int]:
         """Ends of the pieces within which no row steps over a chunk border."""
-        if self.chunk is None:
-            return [length]
+        if self.chunk is None:  # no borders; short pieces keep the mask of a long call small
+            return [*range(LONGEST_PIECE, length, LONGEST_PIECE), length]
         first = {-s % self.chunk for s in start}
         ends = {end for f in first for end in range(f, length, self.chunk) if end > 0}
         return sorted(ends | {length})
@@ -98,13 +100,19 @@ class LayerMemory:
 
     def _grow(self, like: Tensor, needed: int) -> None:
         held = 0 if self.keys is None else self.keys.shape[2]
+        if held and (self.keys.dtype, self.keys.device) != (like.dtype, like.device):
+            raise ValueError(
+                f"This cache holds {self.keys.dtype} on {self.keys.device}, the model now gives "
+                f"{like.dtype} on {like.device}: use a new KVCache after moving or casting a model."
+            )
         if held >= needed and held:
             return
         slots = min(max(needed, 2 * held, 16), max(self.limit, needed))
         b, heads, _, width = like.shape
         for name in ("keys", "values"):
-            old, new = getattr(self, name), like.new_zeros(b, heads, slots, width)
-            if old is not None:
+            with torch.inference_mode(False):  # or no call outside inference_mode could go on
+                new = like.new_zeros(b, heads, slots, width)
+            if (old := getattr(self, name)) is not None:
                 new[:, :, :held] = old
             setattr(self, name, new)
 
@@ -118,8 +126,11 @@ class KVCache:
     """
 
     def __init__(self, config: Llama4Config):
+        if not isinstance(config, Llama4Config):
+            raise TypeError(f"KVCache takes a model's config, not a {type(config).__name__}.")
         self.config = config
         self.lengths: tuple[int, ...] | None = None
+        self._halfway = False
         chunk = [None if i in config.nope_layers else config.chunk for i in range(config.layers)]
         self.layers = [LayerMemory(c, config.max_length) for c in chunk]
 
@@ -133,7 +144,13 @@ class KVCache:
         return sum(t.numel() * t.element_size() for t in held)
 
     def start(self, rows: int) -> tuple[int, ...]:
-        """Positions at which a call with this many rows begins; ValueError if rows changed."""
+        """Positions at which a call with this many rows begins.
+
+        ValueError if the number of rows changed, RuntimeError after a call that was cut off: its
+        first layers have moved on, and the others have not.
+        """
+        if self._halfway:
+            raise RuntimeError("An earlier call stopped halfway through: use a new KVCache.")
         if self.lengths is None:
             return (0,) * rows
         if len(self.lengths) != rows:
@@ -143,7 +160,12 @@ class KVCache:
             )
         return self.lengths
 
+    def begin(self) -> None:
+        """Note that a call has started to write; ``advance`` ends it."""
+        self._halfway = True
+
     def advance(self, place: Place, length: int) -> None:
         """Count the tokens of a finished call."""
+        self._halfway = False
         new = [length] * len(place.start) if place.real is None else place.real.sum(1).tolist()
         self.lengths = tuple(s + n for s, n in zip(place.start, new, strict=True))

@@ -67,12 +67,14 @@ class Experts(nn.Module):
         scaled = tokens[source] * score.flatten()[pair, None]
         load = choice.bincount(minlength=len(self.down))  # tokens per expert
         out = self._grouped(scaled, load) if self._can_group(scaled) else self._split(scaled, load)
-        return torch.zeros_like(tokens).index_add(0, source, out)
+        return torch.zeros_like(tokens).index_add(0, source, out.to(tokens.dtype))  # autocast
 
     def _can_group(self, x: Tensor) -> bool:
         """grouped_mm wants rows of whole 16 bytes and no float64; a few are faster one by one."""
         hidden, width = self.down.shape[1:]
         whole = all(size * x.element_size() % 16 == 0 for size in (hidden, width))
+        if torch.compiler.is_compiling():  # which knows its shapes in bf16 only
+            return whole and x.dtype == torch.bfloat16
         return whole and len(x) >= 16 and x.dtype != torch.float64
 
     def _grouped(self, x: Tensor, load: Tensor) -> Tensor:
@@ -133,5 +135,5 @@ def looped_experts(experts: Experts, tokens: Tensor, score: Tensor, choice: Tens
         token, slot = (choice == e).nonzero(as_tuple=True)
         if len(token):
             scaled = tokens[token] * score[token, slot, None]
-            out = out.index_add(0, token, swiglu(scaled, gate_up, down))
+            out = out.index_add(0, token, swiglu(scaled, gate_up, down).to(out.dtype))
     return out

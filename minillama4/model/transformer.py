@@ -71,7 +71,8 @@ class Llama4(nn.Module):
     ) -> Tensor:
         """tokens (b, t) int64 -> logits (b, t, v), in the model's dtype.
 
-        images (i, 3, H, W): tiles, whose vectors replace the patch tokens in reading order.
+        images (i, 3, H, W): tiles, whose vectors replace the patch tokens in reading order;
+        patch tokens without images are read as text.
         cache: continues where it stands, and is moved on; no gradients are kept then.
         attention_mask (b, t) bool: False at padding, which may stand on either side; logits
         there mean nothing. ValueError or IndexError if shapes, ids or counts do not fit.
@@ -84,6 +85,8 @@ class Llama4(nn.Module):
             x, real, back = _padding_last(x, attention_mask)
             place = locate(self.config, start, tokens.shape[1], real, tokens.device)
             memories = [None] * self.config.layers if cache is None else cache.layers
+            if cache is not None:
+                cache.begin()
             for block, memory in zip(self.blocks, memories, strict=True):
                 x = block(x, place, memory)
             if cache is not None:
@@ -99,21 +102,28 @@ class Llama4(nn.Module):
     def _check(self, tokens, images, cache, mask) -> tuple[int, ...]:
         """The start of each row, or an error that says what is wrong and what to do."""
         c = self.config
+        for name, given in (("tokens", tokens), ("images", images), ("attention_mask", mask)):
+            if not (isinstance(given, Tensor) or (given is None and name != "tokens")):
+                raise TypeError(f"{name} must be a torch.Tensor, not {type(given).__name__}.")
         if tokens.ndim != 2 or tokens.numel() == 0:
             shape = tuple(tokens.shape)
             raise ValueError(f"tokens must have shape (batch, time), both above 0, not {shape}.")
         if tokens.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"tokens must be int64 token ids, not {tokens.dtype}.")
-        start = (0,) * len(tokens) if cache is None else cache.start(len(tokens))
-        if max(start) + tokens.shape[1] > c.max_length:
-            raise ValueError(
-                f"The sequence would grow to {max(start) + tokens.shape[1]:,} tokens, but this "
-                f"model's max_length is {c.max_length:,}: give fewer tokens."
-            )
         if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
             raise ValueError(
                 f"attention_mask must be bool of the tokens' shape {tuple(tokens.shape)}, not "
                 f"{mask.dtype} of shape {tuple(mask.shape)}: True where a token is real."
+            )
+        if cache is not None and getattr(cache, "config", None) != c:
+            raise ValueError("This cache was made for another model: use KVCache(model.config).")
+        start = (0,) * len(tokens) if cache is None else cache.start(len(tokens))
+        new = [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(1).tolist()
+        longest = max(s + n for s, n in zip(start, new, strict=True))
+        if longest > c.max_length:
+            raise ValueError(
+                f"The sequence would grow to {longest:,} tokens, but this model's max_length is "
+                f"{c.max_length:,}: give fewer tokens."
             )
         self._check_values(tokens, images)
         return start
@@ -137,6 +147,8 @@ class Llama4(nn.Module):
         tile = (v.channels, v.image_size, v.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != tile:
             raise ValueError(f"images must have shape (tiles, {tile}), not {tuple(images.shape)}.")
+        if not images.is_floating_point():
+            raise ValueError(f"images must hold numbers from -1 to 1, not {images.dtype}.")
         places, patches = int((tokens == c.patch_token).sum()), len(images) * v.tokens_per_tile
         if places != patches:
             raise ValueError(

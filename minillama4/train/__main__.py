@@ -3,7 +3,7 @@
     python -m minillama4.train --preset mini --steps 1500 --out runs/mini
 
 writes runs/mini/model (what ``ml4.load`` and transformers open), history.json (every step) and
-training.pt (the state; the same command resumes from it, and does nothing when all is done).
+training.pt (the state, from which the same command resumes; when all is done it changes nothing).
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         return corpus.batch(step, args.batch, args.length, args.seed, **cut).tokens
 
     validate = held_out_loss(held_out, 8, args.length, device)
-    history = train(model, batches, settings, validate=validate, folder=args.out)
+    about = {name: getattr(args, name) for name in ("batch", "length", "tokens_per_domain")}
+    history = train(model, batches, settings, validate=validate, folder=args.out, about=about)
     if is_main():
         finish(model.to(DTYPES[args.save_dtype]), history, validate, args)
 

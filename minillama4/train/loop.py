@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import torch
@@ -48,12 +48,15 @@ class TrainSettings:
         for name in ("steps", "learning_rate", "clip", "validate_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be above 0.")
+        for name in ("final_rate", "warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must not be below 0.")
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Mean cross-entropy in nats of tokens (b, t + 1), each predicted from those before it."""
     logits = model(tokens[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten().long())
 
 
 def rate(step: int, settings: TrainSettings) -> float:
@@ -75,19 +78,24 @@ def train(
     folder: str | Path | None = None,
     loss: Callable[[nn.Module, Tensor], Tensor] = next_token_loss,
     until: int | None = None,
+    about: dict | None = None,
 ) -> list[dict]:
     """Train ``model`` in place and return its history, one dict per step.
 
-    batches(step) gives this process's rows, on the model's device. With a ``folder`` the state is
-    kept there and a further call resumes from it; ``until`` stops early. Keys of the history: step,
-    loss (nats), rate, grad_norm, seconds, and "validation" every ``validate_every`` steps.
-    FloatingPointError when the loss is no longer a number.
+    batches(step) gives this process's rows, as many as every other's, on the model's device. With
+    a ``folder`` the state is kept there and a further call resumes from it; ``until`` stops early.
+    about: plain values that the batches depend on. They, the settings and the model's config must
+    be the same to resume: ValueError if not. Keys of the history: step, loss (nats), rate,
+    grad_norm, seconds, and "validation" every ``validate_every`` steps. FloatingPointError when
+    the loss is no longer a number.
     """
     optimizer = make_optimizer(model, settings)
     state_file = None if folder is None else Path(folder) / "training.pt"
-    history = _resume(state_file, model, optimizer, settings)
+    facts = _facts(model, settings, about)
+    history = _resume(state_file, model, optimizer, facts)
     wrapped = _distributed(model)
-    steps = range(len(history), min(until or settings.steps, settings.steps))
+    end = settings.steps if until is None else min(until, settings.steps)
+    steps = range(len(history), end)
     bar = tqdm(steps, desc="training", unit="step", disable=None if is_main() else True)
     with torch.random.fork_rng():  # the caller's random numbers stay as they were
         for step in bar:
@@ -98,7 +106,7 @@ def train(
                 bar.set_postfix({k: f"{v:.3f}" for k, v in row["validation"].items()})
             history.append(row)
             if state_file and (step + 1 == steps.stop or (step + 1) % settings.save_every == 0):
-                _save_state(state_file, model, optimizer, settings, history)
+                _save_state(state_file, model, optimizer, facts, history)
     return history
 
 
@@ -136,39 +144,48 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
 def _evaluate(model: nn.Module, validate: Validate) -> dict[str, float]:
     training = model.training
     model.eval()
-    with torch.no_grad():
-        result = validate(model)
-    model.train(training)
-    return result
+    try:
+        with torch.no_grad():
+            return validate(model)
+    finally:
+        model.train(training)
 
 
 # ---------------------------------------------------------------------- resuming
-def _save_state(file: Path, model, optimizer, settings: TrainSettings, history: list[dict]) -> None:
+def _facts(model: nn.Module, settings: TrainSettings, about: dict | None) -> dict:
+    """What makes a run this run, as plain values."""
+    config = getattr(model, "config", None)
+    facts = asdict(settings) | (about or {})
+    return facts | ({"model": asdict(config)} if is_dataclass(config) else {})
+
+
+def _save_state(file: Path, model, optimizer, facts: dict, history: list[dict]) -> None:
     """Written beside its place and then moved there: a crash leaves the older state whole."""
     if not is_main():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | {"settings": asdict(settings), "history": history}, f"{file}.part")
+    torch.save(state | {"facts": facts, "history": history}, f"{file}.part")
     os.replace(f"{file}.part", file)
 
 
-def _resume(file: Path | None, model, optimizer, settings: TrainSettings) -> list[dict]:
+def _resume(file: Path | None, model, optimizer, facts: dict) -> list[dict]:
     if file is None or not file.exists():
         return []
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+        before, history = state["facts"], state["history"]
     except Exception as error:
         raise ValueError(f"{file} cannot be read ({error}): delete it to start anew.") from None
-    if state["settings"] != asdict(settings):
-        changed = [k for k, v in asdict(settings).items() if state["settings"].get(k) != v]
+    if before != facts:
+        changed = sorted(k for k in before.keys() | facts.keys() if before.get(k) != facts.get(k))
         raise ValueError(
             f"{file} belongs to a run with other settings ({', '.join(changed)}): "
             "give the same ones to resume it, or another folder."
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["history"]
+    return history
 
 
 # ---------------------------------------------------------------------- several processes
