@@ -422,3 +422,32 @@ def test_vision_that_transformers_cannot_hold_is_not_written():
     config = Config(**SMALL, vision=ml4.VisionConfig(**(SMALL_VISION | dict(hidden=32))))
     with pytest.raises(ValueError, match="it must be width × shuffle² = 64"):
         config.to_hf()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"factor": 16}}, "rope_scaling = .* RopeScaling"),
+        ({"vision": {"width": 8}}, "vision = .* VisionConfig"),
+        ({"attn_scale": "x"}, "attn_scale = 'x'"),
+        ({"qk_norm": "no"}, "qk_norm = 'no'.* bool"),
+    ],
+)
+def test_fields_of_another_type_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ml4.Llama4Config.nano(**changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("no_rope_layer_interval", 0, "nope_every = 0"),
+        ("num_hidden_layers", None, "layers = None"),
+        ("layer_types", ["full_attention"], "layer_types has 1 entries"),
+        ("moe_layers", 3, "moe_layers must be a list"),
+        ("rope_parameters", "llama3", "rope_parameters must be a dict"),
+    ],
+)
+def test_damaged_config_files_are_told(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        ml4.Llama4Config.from_hf(ml4.Llama4Config.nano().to_hf() | {key: value})

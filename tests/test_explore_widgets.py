@@ -230,3 +230,10 @@ def test_an_answer_comes_while_the_hand_is_still_moving(tokenizer):
     best = sorted(times)[len(times) // 2]
     print(f"a text of {len(view.state['pieces'])} tokens is answered in {best:.0f} ms")
     assert best < 500  # 100 ms is the aim; a busy machine gets five times that
+
+
+def test_a_model_without_experts_can_be_shown(tokenizer):
+    sizes = {"vocab_size": tokenizer.vocab_size, "patch_token": 2047, "moe_at": ()}
+    model = ml4.Llama4(ml4.Llama4Config.nano(**sizes))
+    view = routing_view(model, tokenizer, "a text")
+    assert "no router" in view.to_html()
