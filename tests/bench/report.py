@@ -105,7 +105,7 @@ def provenance(command: list[str], threads: int) -> dict:
         "command": " ".join(command),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "threads": threads,
