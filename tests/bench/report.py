@@ -101,11 +101,12 @@ def table(rows: list[Row], markdown: bool = False) -> str:
 def provenance(command: list[str], threads: int) -> dict:
     """All that a figure depends on besides the code."""
     packages = ("torch", "transformers", "einops", "numpy")
+    system = f"{platform.system()} {platform.machine()}"
     return {
         "command": " ".join(command),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": system},
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "threads": threads,
