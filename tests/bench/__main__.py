@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Options, checked now rather than after ten minutes."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small: less than a minute")
+    parser.add_argument("--quick", action="store_true", help="small: a minute or two")
     parser.add_argument("--threads", type=int, default=2, help="2 by default")
     parser.add_argument("--only", type=_sections, default=list(SECTIONS), metavar="moe,train,...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every sample there")
