@@ -218,6 +218,20 @@ class Llama4Config:
         return config.replace(**changes)
 
     @classmethod
+    def mini_maverick(cls, **changes) -> Llama4Config:
+        """Maverick in small: twice mini's experts in every second layer, and dense layers between.
+
+        What a token uses is equal to mini's to the last parameter; what is stored, nearly so.
+        """
+        sizes = dict(experts=32, moe_every=2, qk_norm=False, rope_scaling=None)
+        return cls.mini(**sizes).replace(**changes)
+
+    @classmethod
+    def mini_dense(cls, **changes) -> Llama4Config:
+        """mini without experts: one SwiGLU per layer, of the size that a token uses in mini."""
+        return cls.mini(moe_at=()).replace(**changes)
+
+    @classmethod
     def nano(cls, **changes) -> Llama4Config:
         """Smaller still: trains in front of the reader's eyes, and in tests."""
         sizes = dict(vocab_size=256, width=64, layers=4, heads=4, kv_heads=2, head_width=16)

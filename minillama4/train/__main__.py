@@ -1,9 +1,10 @@
 """Train a mini model on the text of ``minillama4.data`` from the command line.
 
-    python -m minillama4.train --preset mini --steps 1500 --out runs/mini
+    python -m minillama4.train --preset mini --balance aux --steps 2000 --out runs/mini
 
-writes runs/mini/model (what ``ml4.load`` and transformers open), history.json (every step) and
-training.pt (the state, from which the same command resumes; when all is done it changes nothing).
+writes runs/mini/model (what ``ml4.load`` and transformers open), history.json (every step),
+routing.safetensors (who went where on held-out tokens while it learned) and training.pt (the
+state, from which the same command resumes; when all is done it changes nothing).
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ import torch
 import minillama4 as ml4
 from minillama4.data.text import DOMAINS, Corpus
 
+from .balance import KINDS, SCOPES, balance
 from .loop import TrainSettings, is_main, join_processes, next_token_loss, process_rank, train
+from .routing_history import RoutingHistory
 
+PRESETS = ("mini", "mini_maverick", "mini_dense", "nano")
+PART_OF_THE_RUN = ("batch", "length", "tokens_per_domain", "balance", "balance_weight")
+PART_OF_THE_RUN += ("balance_over",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -29,12 +35,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m minillama4.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--preset", choices=("mini", "nano"), default="mini")
+    parser.add_argument("--preset", choices=PRESETS, default="mini")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8, help="rows over all processes")
     parser.add_argument("--length", type=int, default=512, help="tokens per row")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--balance", choices=KINDS, default="none")
+    parser.add_argument("--balance-weight", type=float, default=0.01, help="of the aux loss")
+    parser.add_argument("--balance-over", choices=SCOPES, default="many")
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--tokens-per-domain", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -87,8 +96,12 @@ def run(args: argparse.Namespace) -> None:
         return corpus.batch(step, args.batch, args.length, args.seed, **cut).tokens
 
     validate = held_out_loss(held_out, 8, args.length, device)
-    about = {name: getattr(args, name) for name in ("batch", "length", "tokens_per_domain")}
-    history = train(model, batches, settings, validate=validate, folder=args.out, about=about)
+    recorder = RoutingHistory(args.out / "routing.safetensors", held_out, args.length, args.steps)
+    about = {k: v for k, v in vars(args).items() if k in PART_OF_THE_RUN}
+    how = {"weight": args.balance_weight, "over": args.balance_over}
+    with balance(model, args.balance, **how) as balanced:
+        more = {"about": about, "loss": balanced.loss, "after": recorder if is_main() else None}
+        history = train(model, batches, settings, validate=validate, folder=args.out, **more)
     if is_main():
         finish(model.to(DTYPES[args.save_dtype]), history, validate, args)
 

@@ -77,6 +77,7 @@ def train(
     validate: Validate | None = None,
     folder: str | Path | None = None,
     loss: Callable[[nn.Module, Tensor], Tensor] = next_token_loss,
+    after: Callable[[nn.Module, int], None] | None = None,
     until: int | None = None,
     about: dict | None = None,
 ) -> list[dict]:
@@ -84,6 +85,7 @@ def train(
 
     batches(step) gives this process's rows, as many as every other's, on the model's device. With
     a ``folder`` the state is kept there and a further call resumes from it; ``until`` stops early.
+    after(model, done) is called once ``done`` steps are behind it, with 0 before the first.
     about: plain values that the batches depend on. They, the settings and the model's config must
     be the same to resume: ValueError if not. Keys of the history: step, loss (nats), rate,
     grad_norm, seconds, and "validation" every ``validate_every`` steps. FloatingPointError when
@@ -98,6 +100,8 @@ def train(
     steps = range(len(history), end)
     bar = tqdm(steps, desc="training", unit="step", disable=None if is_main() else True)
     with torch.random.fork_rng():  # the caller's random numbers stay as they were
+        if after and not history:
+            after(model, 0)
         for step in bar:
             row = train_step(wrapped, optimizer, batches(step), step, settings, loss)
             last = step + 1 == settings.steps
@@ -105,6 +109,8 @@ def train(
                 row["validation"] = _evaluate(model, validate)
                 bar.set_postfix({k: f"{v:.3f}" for k, v in row["validation"].items()})
             history.append(row)
+            if after:
+                after(model, step + 1)
             if state_file and (step + 1 == steps.stop or (step + 1) % settings.save_every == 0):
                 _save_state(state_file, model, optimizer, facts, history)
     return history
