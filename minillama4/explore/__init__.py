@@ -2,23 +2,33 @@
 
 from importlib import import_module
 
+from .experiment import Effect, Runs, repeat
 from .seen import RouterSeen, Seen
+from .steer import steer
 from .trace import trace
 
 __all__ = [
     "PALETTE",
+    "Effect",
     "RouterSeen",
+    "Runs",
     "Seen",
     "expert_colour",
+    "plot_curves",
     "plot_routing",
+    "plot_runs",
+    "repeat",
     "routing_view",
+    "steer",
     "trace",
 ]
 
 _LATER = {
     "PALETTE": "colours",
     "expert_colour": "colours",
+    "plot_curves": "plots",
     "plot_routing": "plots",
+    "plot_runs": "plots",
     "routing_view": "widgets",
 }
 

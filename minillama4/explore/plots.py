@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from .colours import INK, PALETTE, expert_colour
 from .reading import shown
 
-__all__ = ["PALETTE", "expert_colour", "plot_routing"]
+__all__ = ["PALETTE", "expert_colour", "plot_curves", "plot_routing", "plot_runs"]
 
 CELL = 0.27  # inches along a cell's side
 QUIET = "#555555"
+# of conditions in experiments: dark enough for lines, apart for every kind of sight
+RUN_COLOURS = ("#1c902f", "#e44100", "#696cf4", "#a47684", "#04a0b8", "#b6b601")
 
 
 def plot_routing(
@@ -100,3 +102,31 @@ def _box(ax, x: int, layer: int, width: int, **look) -> None:
 def _short(piece: str) -> str:
     """At most twelve characters; "$" alone would start a formula."""
     return (piece if len(piece) <= 12 else piece[:11] + "…").replace("$", r"\$")
+
+
+def plot_runs(ax, runs, key: str, conditions: Sequence[str] = (), colours: Sequence[str] = ()):
+    """A dot for every run and a bar at the mean of each condition; runs from ``experiment``."""
+    names = tuple(conditions) or runs.conditions
+    for x, name in enumerate(names):
+        values = runs.values(name, key)
+        colour = colours[x] if colours else RUN_COLOURS[x % len(RUN_COLOURS)]
+        spread = [x + 0.09 * (i - (len(values) - 1) / 2) for i in range(len(values))]
+        ax.plot([x - 0.25, x + 0.25], [sum(values) / len(values)] * 2, color=colour, linewidth=3)
+        ax.plot(spread, values, "o", color=colour, markeredgecolor=INK, markersize=6, zorder=3)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.6, len(names) - 0.4)
+    return ax
+
+
+def plot_curves(ax, runs, key: str, x: str = "step", conditions: Sequence[str] = (), colours=()):
+    """A thin line for every run and a thick one for each condition's mean; ``key`` and ``x`` name
+    lists of numbers, ``x`` the same for all seeds of a condition."""
+    for i, name in enumerate(tuple(conditions) or runs.conditions):
+        colour = colours[i] if colours else RUN_COLOURS[i % len(RUN_COLOURS)]
+        places, lines = runs.values(name, x)[0], runs.values(name, key)
+        for line in lines:
+            ax.plot(places, line, color=colour, linewidth=0.8, alpha=0.6)
+        mean = [sum(values) / len(values) for values in zip(*lines, strict=True)]
+        style = ("-", "--", "-.", ":")[i % 4]  # told apart in grey as well
+        ax.plot(places, mean, style, color=colour, linewidth=2.4, label=name)
+    return ax
