@@ -3,6 +3,15 @@
 from importlib import import_module
 
 from .experiment import Effect, Runs, repeat
+from .routing import (
+    adjusted_rand,
+    coactivation,
+    effective_experts,
+    load,
+    mutual_information,
+    saturation,
+    specialisation,
+)
 from .seen import RouterSeen, Seen
 from .steer import steer
 from .trace import trace
@@ -13,12 +22,19 @@ __all__ = [
     "RouterSeen",
     "Runs",
     "Seen",
+    "adjusted_rand",
+    "coactivation",
+    "effective_experts",
     "expert_colour",
+    "load",
+    "mutual_information",
     "plot_curves",
     "plot_routing",
     "plot_runs",
     "repeat",
     "routing_view",
+    "saturation",
+    "specialisation",
     "steer",
     "trace",
 ]
