@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from minillama4.files import write_json
 from tests.bench import moe, report, training
 from tests.bench.__main__ import SECTIONS, describe, measure, parse
 from tests.bench.plan import Plan, quick
-from tests.bench.report import Row, provenance, table, write_json
+from tests.bench.report import Row, provenance, table
 from tests.bench.timing import Candidate, ResultsDiffer, Timing, check_equal, take_turns
 
 TINY = Plan(

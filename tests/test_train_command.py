@@ -8,6 +8,7 @@ import torch
 import minillama4 as ml4
 from minillama4.data.text import DOMAINS
 from minillama4.train.__main__ import main
+from minillama4.train.routing_history import Routing
 
 SMALL = ["--preset", "nano", "--batch", "6", "--length", "64", "--tokens-per-domain", "2000"]
 
@@ -48,3 +49,51 @@ def test_a_seed_is_a_run(tmp_path):
     again = run(tmp_path / "c", 3)
     losses = [[row["loss"] for row in record["steps"]] for record in (same, other, again)]
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_it_notes_who_went_where_while_it_learned(tmp_path):
+    run(tmp_path, 6, "--balance", "aux")
+    routing = Routing.load(tmp_path / "routing.safetensors")
+    assert routing.steps.tolist() == [0, 1, 2, 4, 6]
+    assert routing.choice.shape == (5, 4, *routing.tokens.shape)  # four layers
+    assert sorted(set(routing.domains.flatten().tolist())) == list(range(len(DOMAINS)))
+    assert (routing.domains == routing.domains[:, :1]).all()  # a row, a domain
+    model = ml4.load(tmp_path / "model", dtype=torch.float32)  # rounded to bf16: not all agree
+    with torch.no_grad(), ml4.trace(model) as seen:
+        model(routing.tokens)
+    last = torch.stack([seen.router[layer].choice[..., 0] for layer in seen.router])
+    assert (last == routing.choice[-1]).float().mean() > 0.95
+
+
+def test_a_resumed_run_keeps_its_routing_history(tmp_path, monkeypatch):
+    run(tmp_path / "whole", 6, "--balance", "aux")
+    from minillama4.train import __main__ as command
+
+    stopped = command.train
+    until = {"until": 3}
+    monkeypatch.setattr(command, "train", lambda *a, **k: stopped(*a, **k, **until))
+    run(tmp_path / "pieces", 6, "--balance", "aux")
+    until["until"] = 6
+    run(tmp_path / "pieces", 6, "--balance", "aux")
+    whole, pieces = (
+        Routing.load(tmp_path / n / "routing.safetensors") for n in ("whole", "pieces")
+    )
+    assert torch.equal(whole.steps, pieces.steps) and torch.equal(whole.choice, pieces.choice)
+
+
+def test_a_file_that_is_no_routing_history_is_told(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(ValueError, match="holds no routing history"):
+        Routing.load(tmp_path / "a.safetensors")
+
+
+def test_a_bias_is_told_to_be_lost(tmp_path, capsys):
+    run(tmp_path, 3, "--balance", "bias")
+    assert "selection bias" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["mini_maverick", "mini_dense"])
+def test_the_sisters_of_mini_use_as_much_per_token(preset):
+    mini, sister = ml4.Llama4Config.mini(), getattr(ml4.Llama4Config, preset)()
+    routers = {"mini_maverick": 0, "mini_dense": mini.parameters().text["routers"]}[preset]
+    assert sister.parameters().active == mini.parameters().active - routers

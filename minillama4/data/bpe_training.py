@@ -8,9 +8,7 @@ group by group where ten digits and a carry are enough.
 """
 
 import argparse
-import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -19,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from minillama4.data.sources import DOMAINS, documents
 from minillama4.data.vocabulary import ROLES, split_pattern
+from minillama4.files import written_whole
 
 README = """# The small vocabulary
 
@@ -64,9 +63,9 @@ def train(folder: Path, vocab_size: int, characters: int, seed: int) -> None:
         vocab_size=vocab_size, base=base, special=len(ROLES), characters=characters, seed=seed,
         domains=", ".join(DOMAINS), python=platform.python_version(), date=date.today(),
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "tokenizer.json", model.to_str(pretty=True))
-    _write_whole(folder / "README.md", note)
+    for name, text in (("tokenizer.json", model.to_str(pretty=True)), ("README.md", note)):
+        with written_whole(folder / name) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def training_text(characters: int, seed: int) -> Iterator[str]:
@@ -78,19 +77,6 @@ def training_text(characters: int, seed: int) -> Iterator[str]:
             left -= len(text)
             if left <= 0:
                 break
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside `path`, then rename over it: a reader never meets half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp's file is for its owner only
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..files import write_json
+
 Condition = Callable[[int], dict]
 
 # Student's t, two-sided 95 %, by degrees of freedom from 1
@@ -148,11 +150,3 @@ def _read(keep: str | Path) -> dict:
     return (
         json.loads(Path(keep).read_text(encoding="utf-8")) if keep and Path(keep).exists() else {}
     )
-
-
-def write_json(file: str | Path, record: dict) -> None:
-    """Whole or not at all; ValueError for nan, which is no JSON."""
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    part = Path(f"{file}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 import minillama4 as ml4
 from minillama4.data.text import DOMAINS, Corpus
 
+from ..files import written_whole
 from .balance import KINDS, SCOPES, balance
 from .loop import TrainSettings, is_main, join_processes, next_token_loss, process_rank, train
 from .routing_history import RoutingHistory
@@ -114,10 +114,11 @@ def finish(model, history: list[dict], validate, args: argparse.Namespace) -> No
     made = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
     made |= {"python": platform.python_version(), "torch": torch.__version__}
     record = {"made_with": made, "held_out_loss": held_out, "steps": history}
-    part = args.out / "history.json.part"
-    part.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    os.replace(part, args.out / "history.json")
+    with written_whole(args.out / "history.json") as part:
+        part.write_text(json.dumps(record) + "\n", encoding="utf-8")  # on one line: it is long
     shown = ", ".join(f"{name} {loss:.3f}" for name, loss in held_out.items())
+    if args.balance == "bias":
+        print("Saved and measured without the selection bias: the files have no place for one.")
     print(f"Held-out loss in nats per token: {shown}. The model is in {args.out / 'model'}.")
 
 

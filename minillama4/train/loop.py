@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..files import written_whole
+
 Batches = Callable[[int], Tensor]  # step -> tokens (b, t + 1)
 Validate = Callable[[nn.Module], dict[str, float]]  # model -> loss in nats per token, by name
 
@@ -166,13 +168,11 @@ def _facts(model: nn.Module, settings: TrainSettings, about: dict | None) -> dic
 
 
 def _save_state(file: Path, model, optimizer, facts: dict, history: list[dict]) -> None:
-    """Written beside its place and then moved there: a crash leaves the older state whole."""
     if not is_main():
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | {"facts": facts, "history": history}, f"{file}.part")
-    os.replace(f"{file}.part", file)
+    with written_whole(file) as part:  # a crash leaves the older state whole
+        torch.save(state | {"facts": facts, "history": history}, part)
 
 
 def _resume(file: Path | None, model, optimizer, facts: dict) -> list[dict]:

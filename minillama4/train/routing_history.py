@@ -7,7 +7,6 @@ file, from which saturation and specialisation over training are measured afterw
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 import minillama4 as ml4
 from minillama4.data.text import Batch, Corpus
+
+from ..files import written_whole
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ class RoutingHistory:
         self._save()
 
     def _save(self) -> None:
-        """Whole or not at all."""
         choice = torch.stack(list(self.kept.values()))
         tensors = {
             "steps": torch.tensor(list(self.kept)),
@@ -80,7 +80,5 @@ class RoutingHistory:
             "domains": self.domains.to(torch.uint8),
             "choice": choice.to(torch.uint8 if choice.max() < 256 else torch.int32),
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        save_file(tensors, part)
-        os.replace(part, self.file)
+        with written_whole(self.file) as part:
+            save_file(tensors, part)

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from minillama4.files import write_json
+
 from . import attention, inference, moe, training
 from .plan import Plan, quick
-from .report import Row, load, provenance, table, write_json
+from .report import Row, load, provenance, table
 from .timing import ResultsDiffer, threads
 
 SECTIONS = {
