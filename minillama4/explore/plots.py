@@ -130,3 +130,34 @@ def plot_curves(ax, runs, key: str, x: str = "step", conditions: Sequence[str] =
         style = ("-", "--", "-.", ":")[i % 4]  # told apart in grey as well
         ax.plot(places, mean, style, color=colour, linewidth=2.4, label=name)
     return ax
+
+
+LAYOUT_COLOURS = {
+    "attention": "#696cf4",
+    "dense layer, or shared expert": "#1c902f",
+    "the chosen expert": "#e44100",
+    "experts not chosen": "#d9d9d9",
+    "embedding and head": "#8391b5",
+}
+
+
+def plot_layout(ax, config) -> None:
+    """A bar for each layer, as wide as its parameters: area is count. What one token touches is in
+    strong colours, the experts it does not visit are grey."""
+    part = config.parameters().active_text
+    moe = config.moe_layers
+    attention = part["attention"] / config.layers
+    expert = part["routed experts"] / max(len(moe), 1)
+    dense = part["dense layers"] / max(config.layers - len(moe), 1)
+    rest = (config.experts / config.top_k - 1) * expert
+    for layer in range(config.layers):
+        inside = (attention, expert / config.top_k, expert, rest)
+        sizes = inside if layer in moe else (attention, dense, 0, 0)
+        left = 0.0
+        for size, colour in zip(sizes, LAYOUT_COLOURS.values(), strict=False):
+            ax.barh(layer, size / 1e9, left=left / 1e9, height=0.85, color=colour, linewidth=0)
+            left += size
+    table = part["embedding"] / 1e9
+    for y in (-2, config.layers + 1):
+        ax.barh(y, table, height=0.85, color=LAYOUT_COLOURS["embedding and head"], linewidth=0)
+    ax.set(xlabel="parameters (billions)", ylabel="layer", ylim=(config.layers + 2, -3))
