@@ -133,6 +133,23 @@ def test_rows_of_many_labels_are_shuffled_place_by_place():
         specialisation(choice.flatten()[:-1], tokens.flatten()[:-1], groups=group.flatten()[:-1])
 
 
+def test_given_the_token_rows_with_a_taste_of_their_own_do_not_fool():
+    fooled = {"tokens": 0, "rows": 0}
+    excess = 0
+    for seed in range(20):
+        choice, labels, group = rows_with_a_taste(seed)
+        token = chosen(10, *choice.shape, seed=5000 + seed)
+        more = {"given": token, "permutations": 60, "seed": seed}
+        fooled["tokens"] += specialisation(choice, labels, **more).beyond_chance
+        by_row = specialisation(choice, labels, groups=group, **more)
+        fooled["rows"] += by_row.low > 0
+        excess += by_row.excess / 20
+    assert fooled["tokens"] == 20 and fooled["rows"] <= 3
+    assert abs(excess) < 0.01
+    with pytest.raises(ValueError, match="one label"):
+        specialisation(choice, token, given=labels, groups=group)
+
+
 def test_given_the_token_nothing_is_left_of_a_router_that_reads_tokens_only():
     """The domain decides the token, the token decides the expert."""
     domain = chosen(3, 6000)

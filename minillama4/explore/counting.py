@@ -39,23 +39,36 @@ def _n_log_n(count: Tensor) -> float:
     return (count * count.log()).sum().item()
 
 
-def shuffler(
-    y: Tensor, z: Tensor, rows: Tensor | None = None
-) -> Callable[[torch.Generator], Tensor]:
+Shuffle = Callable[[torch.Generator], Tensor]
+
+
+def shuffler(y: Tensor, z: Tensor, rows: Tensor | None = None) -> Shuffle:
     """A function that gives y anew each time: among equal z, or, if there are rows, row by row."""
     if rows is None:
-        places = z.argsort(stable=True)
+        return _among_equals(y, z)
+    # a cell: one value of z in one row; without z, a row
+    cells, cell = (z * (rows.max() + 1) + rows).unique(return_inverse=True)
+    label, kind = (torch.empty_like(cells).scatter_(0, cell, part) for part in (y, z))
+    if torch.equal(label[cell], y):  # one label a row
+        mixed = _among_equals(label, kind)
+        return lambda draw: mixed(draw)[cell]
+    if z.any():
+        raise ValueError("With given and groups together, each group must have one label.")
+    return _place_by_place(y, rows)
 
-        def among_equals(draw):
-            chance = torch.rand(len(y), generator=draw, dtype=torch.float64)
-            return torch.empty_like(y).scatter_(0, places, y[(z + chance).argsort()])
 
-        return among_equals
+def _among_equals(y: Tensor, z: Tensor) -> Shuffle:
+    places = z.argsort(stable=True)
 
+    def shuffled(draw):
+        chance = torch.rand(len(y), generator=draw, dtype=torch.float64)
+        return torch.empty_like(y).scatter_(0, places, y[(z + chance).argsort()])
+
+    return shuffled
+
+
+def _place_by_place(y: Tensor, rows: Tensor) -> Shuffle:
     order, size = rows.argsort(stable=True), rows.bincount()
-    first = y[order[size.cumsum(0) - size]]
-    if torch.equal(first[rows], y):  # one label a row
-        return lambda draw: first[torch.randperm(len(size), generator=draw)][rows]
     if size.min() != size.max():
         raise ValueError(
             "Rows with several labels each can only be shuffled whole if they have one length, and "
@@ -63,11 +76,11 @@ def shuffler(
         )
     by_row = y[order].view(len(size), -1)
 
-    def whole_rows(draw):
+    def shuffled(draw):
         mixed = by_row[torch.randperm(len(size), generator=draw)]
         return torch.empty_like(y).scatter_(0, order, mixed.flatten())
 
-    return whole_rows
+    return shuffled
 
 
 def jackknife(table: Tensor, tokens: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> float:

@@ -113,8 +113,9 @@ def specialisation(
     were drawn by itself; but neighbours are alike, so for a label that whole rows share (a domain)
     this null is too low. With it rows are shuffled whole: their labels change places where a row
     has one label, else row i's choices meet row j's labels, place by place (rows of one length).
-    Where there is a real effect, rows differ more and their null lies higher: it errs on the low
-    side. It wants many rows per label: with one row each, every shuffle only renames.
+    With ``given`` too, equal values in one row keep together. Where there is a real effect, rows
+    differ more and their null lies higher: it errs on the low side. It wants many rows per label:
+    with one row each, every shuffle only renames.
 
     The interval is a jackknife over groups (without them, 50 stretches of text): the information
     is counted once without each. A bootstrap, which repeats rows, would add a bias of its own.
