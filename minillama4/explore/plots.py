@@ -3,9 +3,27 @@
 from collections.abc import Sequence
 
 from .colours import INK, PALETTE, expert_colour
+from .plots_routing import (
+    plot_coactivation,
+    plot_experts_by_domain,
+    plot_load,
+    plot_saturation,
+    plot_specialisation,
+)
 from .reading import shown
 
-__all__ = ["PALETTE", "expert_colour", "plot_curves", "plot_routing", "plot_runs"]
+__all__ = [
+    "PALETTE",
+    "expert_colour",
+    "plot_coactivation",
+    "plot_curves",
+    "plot_experts_by_domain",
+    "plot_load",
+    "plot_routing",
+    "plot_runs",
+    "plot_saturation",
+    "plot_specialisation",
+]
 
 CELL = 0.27  # inches along a cell's side
 QUIET = "#555555"
