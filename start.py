@@ -153,6 +153,12 @@ def notebooks(args):
     return python("notebooks/execute.py", *args.rest)
 
 
+def handouts(args):
+    """write hand-outs for students, instructor and nbgrader: [word ...] [--out DIR]"""
+    set_up(["notebooks", "dev"], args.gpu)
+    return python("-m", "notebooks.handouts", *args.rest)
+
+
 def browser(args):
     """drive the explorers in a real browser; further arguments go to pytest"""
     set_up(["notebooks", "dev", "browser"], args.gpu)
@@ -168,7 +174,7 @@ def setup(args):
     return 0
 
 
-COMMANDS = {f.__name__: f for f in (lab, test, bench, notebooks, browser, setup)}
+COMMANDS = {f.__name__: f for f in (lab, test, bench, notebooks, handouts, browser, setup)}
 
 
 def python(*args):
