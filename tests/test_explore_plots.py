@@ -65,6 +65,13 @@ def test_experts_by_domain(ax, experts, numbers):
     assert len(words(ax)) == numbers
 
 
+def test_rise_may_be_below_zero(ax):
+    plots.plot_rise_by_domain(ax, torch.tensor([[0.5, -0.1], [0.0, 0.2]]), ["code", "prose"])
+    assert words(ax) == ["0.50", "-0.10", "0.00", "0.20"]
+    assert ax.get_ylabel() == "expert switched off"
+    assert ax.images[0].get_clim() == pytest.approx((-0.1, 0.5))
+
+
 def test_coactivation_leaves_the_diagonal_out(ax):
     first = chosen(8, 500)
     found = coactivation(torch.stack([first, first, chosen(8, 500, seed=1)]), permutations=3)

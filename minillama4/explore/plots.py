@@ -7,6 +7,7 @@ from .plots_routing import (
     plot_coactivation,
     plot_experts_by_domain,
     plot_load,
+    plot_rise_by_domain,
     plot_saturation,
     plot_specialisation,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "plot_curves",
     "plot_experts_by_domain",
     "plot_load",
+    "plot_rise_by_domain",
     "plot_routing",
     "plot_runs",
     "plot_saturation",

@@ -71,12 +71,22 @@ def plot_experts_by_domain(ax, table, domains: Sequence[str]):
     (a column sums to 1). ``joint(choice, domains)`` gives the table."""
     totals = [float(sum(row[d] for row in table)) or 1.0 for d in range(len(domains))]
     shares = [[float(row[d]) / totals[d] for d in range(len(domains))] for row in table]
-    image = _heat(ax, shares, "{:.2f}")
+    return _by_domain(ax, shares, domains, "expert", "share of the domain's tokens")
+
+
+def plot_rise_by_domain(ax, rise, domains: Sequence[str]):
+    """Nats (e, domains) by which a domain's loss rises with an expert switched off."""
+    values = [[float(x) for x in row] for row in rise]
+    return _by_domain(ax, values, domains, "expert switched off", "rise of the loss, nats")
+
+
+def _by_domain(ax, values, domains: Sequence[str], rows: str, unit: str):
+    image = _heat(ax, values, "{:.2f}")
     ax.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
-    step = 1 if len(shares) <= NUMBERS else 8
-    ax.set_yticks(range(0, len(shares), step))
-    ax.set_ylabel("expert")
-    ax.figure.colorbar(image, ax=ax, label="share of the domain's tokens")
+    step = 1 if len(values) <= NUMBERS else 8
+    ax.set_yticks(range(0, len(values), step))
+    ax.set_ylabel(rows)
+    ax.figure.colorbar(image, ax=ax, label=unit)
     return ax
 
 
