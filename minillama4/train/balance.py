@@ -75,6 +75,7 @@ class Balance:
         self.memory, self.rate = memory, rate
         self.routers = {i: model.blocks[i].ffn.router for i in model.config.moe_layers}
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> logits (n, e), choice (n, k)
+        self._last_bias: dict[int, Tensor] = {}
         self._recording = False
         self._loads: list[Tensor] = []
 
@@ -84,15 +85,29 @@ class Balance:
 
     @property
     def loads(self) -> Tensor:
-        """(steps, layers, e) int64: tokens that each expert was given, layers with experts only."""
+        """(steps, layers, e) int64: tokens that each expert was given, layers with experts only.
+
+        Steps of this ``with`` only: those before a stop are not in it.
+        """
+        if not self.routers:
+            raise LookupError("A dense model has no routers, and no loads.")
         if not self._loads:
             raise LookupError("No step seen yet: train with loss=balanced.loss inside the `with`.")
         return torch.stack(self._loads)
 
     @property
     def bias(self) -> Tensor:
-        """(layers, e): what is added to the scores for the choice; zeros unless kind is "bias"."""
-        return torch.stack([router.balance_bias for router in self.routers.values()])
+        """(layers, e): what is added to the scores for the choice; zeros unless kind is "bias".
+
+        After the ``with``, where the model does without it: what it was at the end.
+        """
+        if not self.routers:
+            raise LookupError("A dense model has no routers, and no bias.")
+        now = [
+            getattr(router, "balance_bias", self._last_bias.get(layer))
+            for layer, router in self.routers.items()
+        ]
+        return torch.stack(now)
 
     def loss(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """Next-token loss in nats of tokens (b, t + 1), plus the auxiliary loss if there is one."""
@@ -171,6 +186,7 @@ class Balance:
 
         def undo() -> None:
             hook.remove()
+            self._last_bias[layer] = router.balance_bias
             for name in ("bias", "share", "steps"):
                 delattr(router, f"balance_{name}")
 
