@@ -56,8 +56,8 @@ def test_a_typed_text_comes_back_as_tokens_with_the_models_scores(tokenizer, cha
     ids = [tokenizer.begin, *tokenizer.encode("12 + 30 = 42")]
     assert view.state["pieces"] == shown(tokenizer.pieces(ids))
     assert view.state["text"] == "12 + 30 = 42" and view.message == ""
-    with trace(view._model) as seen, torch.no_grad():
-        view._model(torch.tensor([ids]))
+    with trace(view._models["model"]) as seen, torch.no_grad():
+        view._models["model"](torch.tensor([ids]))
     score, choice = tables(view.state)
     for i, layer in enumerate(view.state["moe"]):
         torch.testing.assert_close(score[i], seen.router[layer].score[0], atol=1e-5, rtol=0)
@@ -79,11 +79,13 @@ def test_the_selected_token_follows_the_typing_and_stays_inside(tokenizer):
 
 def test_the_model_is_left_as_it_was(tokenizer):
     view = view_of(tokenizer)
-    view._model.train()
+    view._models["model"].train()
     from_browser(view, text="once more")
-    assert view._model.training
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in view._model.modules())
-    assert all(p.grad is None for p in view._model.parameters())
+    assert view._models["model"].training
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks for m in view._models["model"].modules()
+    )
+    assert all(p.grad is None for p in view._models["model"].parameters())
 
 
 # ------------------------------------------------------------------ what cannot be read
@@ -98,7 +100,7 @@ def test_too_long_a_text_is_said_and_the_last_one_stays(tokenizer):
 
 
 def test_the_models_own_limit_counts(tokenizer):
-    view = view_of(tokenizer, text="a", max_length=8)
+    view = routing_view(mini(max_length=8), tokenizer, "a")
     from_browser(view, text="one two three four five six seven eight")
     assert "at most 8 fit here" in view.message
 
@@ -117,9 +119,9 @@ def test_strange_texts_are_shown_or_refused_but_never_raise(tokenizer, text):
 
 def test_an_error_inside_the_model_is_shown(tokenizer, monkeypatch):
     view = view_of(tokenizer)
-    monkeypatch.setattr(view._model, "forward", lambda tokens: 1 / 0)
+    monkeypatch.setattr(view._models["model"], "forward", lambda tokens: 1 / 0)
     from_browser(view, text="anything")
-    assert view.message == "The model could not read this: division by zero"
+    assert view.message == "The model could not do this: ZeroDivisionError: division by zero"
 
 
 def test_a_layer_that_does_not_exist_is_refused(tokenizer):
@@ -133,11 +135,11 @@ def test_a_layer_that_does_not_exist_is_refused(tokenizer):
 # ------------------------------------------------------------------ without a kernel
 def test_the_page_needs_nothing_from_outside(tokenizer):
     page = view_of(tokenizer).to_html()
-    assert not re.search(r"https?:|src=|@import|url\(|\bimport\b", page)
+    assert not re.search(r"https?:|src=|@import|url\(|\bimport\b|\bexport ", page)
     assert page.count("</script>") == 1 and page.endswith("</script>")
     data = json.loads(re.search(r"const values = (\{.*\});", page).group(1))
-    assert set(data["texts"]) == {TEXT, *SAMPLES.values()}
-    assert base64.b64decode(data["texts"][TEXT]["choice"])
+    assert set(data["texts"]["model"]) == {TEXT, *SAMPLES.values()}
+    assert base64.b64decode(data["texts"]["model"][TEXT]["choice"])
     assert data["live"] is False
     assert page == view_of(tokenizer).to_html()  # the same notebook, the same bytes
 

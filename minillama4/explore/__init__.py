@@ -32,6 +32,7 @@ __all__ = [
     "plot_routing",
     "plot_runs",
     "repeat",
+    "routing_explorer",
     "routing_view",
     "saturation",
     "specialisation",
@@ -45,6 +46,7 @@ _LATER = {
     "plot_curves": "plots",
     "plot_routing": "plots",
     "plot_runs": "plots",
+    "routing_explorer": "widgets",
     "routing_view": "widgets",
 }
 

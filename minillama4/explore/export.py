@@ -7,49 +7,28 @@ notebook that is not trusted) the picture stays: plain HTML with its colours wri
 import hashlib
 import json
 from html import escape
-from pathlib import Path
 
-from .colours import INK, PALETTE, SHADES, expert_colour
+from .colours import INK, expert_colour
 from .reading import STEPS, unpack
+from .script import page_script, style
 
-STATIC = Path(__file__).parent / "static"
-
-# What the module needs of anywidget's model, over texts that were read beforehand.
-STAND_IN = """
+START = """
 const values = %s;
-const heard = {};
-const model = {
-  get: (name) => values[name],
-  on: (name, call) => (heard[name] ??= []).push(call),
-  off() {},
-  save_changes() {},
-  set(name, value) {
-    values[name] = value;
-    if (name === "text") model.set("state", values.texts[value]);
-    (heard[`change:${name}`] ?? []).forEach((call) => call());
-  },
-};
 for (const el of document.querySelectorAll("#%s:not([data-drawn])")) {
   el.dataset.drawn = "yes";
-  render({ model, el });
+  render({ model: standIn(values), el });
 }
 """
 
 
-def to_html(texts: dict[str, dict], text: str, layer: int, token: int, examples: list) -> str:
-    """The whole piece; texts: what ``reading.read`` gave for each text that can be chosen."""
-    values = dict(texts=texts, state=texts[text], text=text, layer=layer, token=token)
-    values |= dict(examples=examples, message="", live=False)
-    values |= dict(palette=list(PALETTE), shades=list(SHADES))
+def page(values: dict, still: str) -> str:
+    """The whole piece. values: what the widget's script reads, and the readings that stand_in.js
+    gives it; still: the picture, from ``snapshot``."""
     data = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")  # no </script> inside
     name = "ml4-" + hashlib.sha256(data.encode()).hexdigest()[:12]
-    script = (
-        (STATIC / "routing_view.js").read_text("utf-8").replace("export default", "const host =")
-    )
-    style = (STATIC / "routing_view.css").read_text("utf-8")
     return (
-        f'<div id="{name}">{snapshot(texts[text], layer)}</div>\n<style>{style}</style>\n'
-        f'<script type="module">{script}{STAND_IN % (data, name)}</script>'
+        f'<div id="{name}">{still}</div>\n<style>{style()}</style>\n'
+        f'<script type="module">{page_script()}{START % (data, name)}</script>'
     )
 
 
@@ -93,12 +72,16 @@ def _row(name: str, chosen, state: dict) -> str:
     head = f'<tr><th style="white-space:nowrap">{name}</th>'
     if chosen is None:
         return f'{head}<td colspan="{len(state["pieces"])}" style="text-align:left">dense</td></tr>'
-    cells = [
-        f'<td style="{_style(experts[0], state)}">{"+".join(map(str, experts))}</td>'
-        for experts, _ in chosen
-    ]
+    cells = []
+    for experts, _ in chosen:
+        style = f"background:{_colour(experts[0], state)};color:{INK}"  # short: there are many
+        cells.append(f'<td style="{style}">{"+".join(map(str, experts))}</td>')
     return f"{head}{''.join(cells)}</tr>"
 
 
 def _style(expert: int, state: dict) -> str:
-    return f"background-color:{expert_colour(expert, state['experts'])};color:{INK};padding:1px 4px"
+    return f"background-color:{_colour(expert, state)};color:{INK};padding:1px 4px"
+
+
+def _colour(expert: int, state: dict) -> str:
+    return expert_colour(expert, state["experts"])

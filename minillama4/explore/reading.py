@@ -1,10 +1,13 @@
-"""A text, read by a model: the tokens and every router's scores, packed for a view."""
+"""A text, read by a model: tokens, every router's scores, and the losses, packed for a view."""
 
 import base64
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from .edits import edited, losses
+from .routing import load
 from .trace import trace
 
 STEPS = 65_535  # scores travel as shares of this, two bytes each
@@ -15,12 +18,17 @@ class CannotRead(ValueError):
     """A text that this model or this view cannot take; the message is for the reader."""
 
 
-def read(model, tokenizer, text: str, limit: int) -> dict:
-    """What a routing view draws: pieces, and per router the scores (t, e) and choices (t, k)."""
+def read(model, tokenizer, text: str, limit: int, edits: Iterable[dict] = ()) -> dict:
+    """What the explorer draws: pieces; per router the scores (t, e) and choices (t, k); losses.
+
+    loss: nats of each token but the first, given those before it. edits: see ``edits``.
+    """
     ids = token_ids(tokenizer, text, model.config.vocab_size, limit)
     tokens = torch.tensor([ids], device=model.embed.weight.device)
-    with torch.no_grad(), trace(model) as seen:
-        model(tokens)
+    with torch.no_grad(), edited(model, list(edits)), trace(model) as seen:
+        logits = model(tokens)
+    if not logits.isfinite().all():
+        raise CannotRead("The model's numbers are not finite: its weights are damaged.")
     routers = [seen.router[layer] for layer in seen.router]
     return {
         "text": text,
@@ -30,9 +38,24 @@ def read(model, tokenizer, text: str, limit: int) -> dict:
         "moe": list(model.config.moe_layers),
         "experts": model.config.experts,
         "top_k": model.config.top_k,
-        "scores": _pack([router.score * STEPS for router in routers]),
-        "choice": _pack([router.choice for router in routers]),
+        "scores": pack([router.score[0] * STEPS for router in routers]),
+        "choice": pack([router.choice[0] for router in routers]),
+        "loss": [round(nats, 4) for nats in losses(logits, tokens)[0].tolist()],
     }
+
+
+def domain_loads(model, rows: dict[str, Tensor]) -> dict[str, list[list[int]]]:
+    """label -> (b, t) token ids gives label -> tokens per expert, for each layer with experts."""
+    counts = {}
+    for label, tokens in rows.items():
+        total = torch.zeros(len(model.config.moe_layers), model.config.experts, dtype=torch.int64)
+        for part in tokens.long().split(max(1, 4096 // tokens.shape[1])):
+            with torch.no_grad(), trace(model) as seen:
+                model(part.to(model.embed.weight.device))
+            for at, layer in enumerate(seen.router):
+                total[at] += load(seen.router[layer].choice, model.config.experts)
+        counts[label] = total.tolist()
+    return counts
 
 
 def token_ids(tokenizer, text: str, vocab_size: int, limit: int) -> list[int]:
@@ -65,14 +88,14 @@ def _dotted(piece: str) -> str:
     return "·" * before + piece.strip(" ") + "·" * after
 
 
-def _pack(layers: list[Tensor]) -> str:
-    """Tensors (1, t, n), one per layer, as base64 of little-endian 16-bit numbers."""
-    raw = b"".join(x[0].round().int().numpy().astype("<u2").tobytes() for x in layers)
+def pack(tables: list[Tensor]) -> str:
+    """Tables of one shape, one per layer, as base64 of little-endian 16-bit numbers."""
+    raw = b"".join(table.round().int().cpu().numpy().astype("<u2").tobytes() for table in tables)
     return base64.b64encode(raw).decode()
 
 
 def unpack(packed: str, *shape: int) -> Tensor:
-    """What ``_pack`` packed, (layers, t, n) int64."""
+    """What ``pack`` packed, int64."""
     raw = bytearray(base64.b64decode(packed))
     if not raw:  # a model without routers
         return torch.zeros(shape, dtype=torch.int64)

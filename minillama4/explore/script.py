@@ -1,0 +1,38 @@
+"""The explorer's script and style: the files in ``static``, each one idea, joined into one module.
+
+A widget and a page can carry one ES module each, and neither may load another. So the files' import
+lines go, their exports become plain names, and all of them share one scope.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+STATIC = Path(__file__).parent / "static"
+SHARED = ("reading", "page", "comparing", "steering", "tokens", "experts", "layers", "listening")
+IMPORT = re.compile(r"^import \{[^}]*\} from \"\./\w+\.js\";\n", re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(?:const|function) )", re.MULTILINE)
+
+
+@cache
+def widget_script() -> str:
+    """An ES module whose default export is what anywidget asks for: { render }."""
+    return _joined(*SHARED, "sides", "explorer")
+
+
+@cache
+def page_script() -> str:
+    """The same without an export, and with ``standIn``: for a <script> in a page of its own."""
+    return _joined(*SHARED, "sides", "stand_in", "explorer").replace(
+        "export default", "const host ="
+    )
+
+
+@cache
+def style() -> str:
+    return (STATIC / "explorer.css").read_text("utf-8")
+
+
+def _joined(*names: str) -> str:
+    files = ((STATIC / f"{name}.js").read_text("utf-8") for name in names)
+    return "\n".join(EXPORT.sub("", IMPORT.sub("", file)) for file in files)
