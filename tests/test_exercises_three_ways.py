@@ -1,0 +1,77 @@
+"""Checks of *Three ways to run experts*: what is right passes, each known mistake is named."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import einsum
+
+from minillama4.explore.exercises import three_ways
+
+CHECKS = (three_ways.break_even, three_ways.grouped_products, three_ways.dropped)
+
+
+def by_hand(x, choice, weight):
+    order = choice.argsort()
+    out = torch.empty(len(x), weight.shape[2])
+    ends = choice.bincount(minlength=len(weight)).cumsum(0).tolist()
+    for w, begin, end in zip(weight, [0, *ends], ends, strict=False):
+        out[order[begin:end]] = x[order[begin:end]] @ w
+    return out
+
+
+def with_inverse(x, choice, weight):
+    order = choice.argsort()
+    parts = x[order].split(choice.bincount(minlength=len(weight)).tolist())
+    done = torch.cat([part @ weight[e] for e, part in enumerate(parts)])
+    return done[order.argsort()]
+
+
+def looped(x, choice, weight):
+    out = torch.zeros(len(x), weight.shape[2])
+    for e in choice.unique():
+        out[choice == e] = x[choice == e] @ weight[e]
+    return out
+
+
+def share(choice, experts, factor):
+    capacity = math.ceil(factor * len(choice) / experts)
+    place = F.one_hot(choice, experts).cumsum(0).gather(1, choice[:, None])[:, 0]
+    return (place > capacity).float().mean()
+
+
+@pytest.mark.parametrize("answer", [by_hand, with_inverse, looped])
+def test_every_way_to_group_passes(answer):
+    assert three_ways.grouped_products(answer).right
+
+
+def test_what_is_right_passes():
+    assert three_ways.break_even(lambda: 990 / 3.35).right
+    assert three_ways.dropped(share).right
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_every_known_mistake_gets_its_own_message(check):
+    assert len(check.wrong) >= 5
+    for message, mistake in check.wrong.items():
+        verdict = check(mistake)
+        assert not verdict.right and verdict.message == message
+
+
+def test_the_naive_form_and_copied_matrices_are_named():
+    def naive(x, choice, weight):
+        every = einsum(x, weight, "n m, e m f -> n e f")
+        return every[torch.arange(len(x)), choice]
+
+    def masked(x, choice, weight):
+        return sum((choice == e)[:, None] * x @ w for e, w in enumerate(weight))
+
+    def copied(x, choice, weight):
+        return einsum(x, weight[choice], "n m, n m f -> n f")
+
+    for answer in (naive, masked):
+        verdict = three_ways.grouped_products(answer)
+        assert not verdict.right and "the naive form" in verdict.message
+    verdict = three_ways.grouped_products(copied)
+    assert not verdict.right and "copies a whole matrix" in verdict.message
