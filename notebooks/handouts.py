@@ -11,6 +11,7 @@ import base64
 import copy
 import hashlib
 import json
+import mimetypes
 import re
 import shutil
 import sys
@@ -93,15 +94,16 @@ def _link(match, cell, folder, there):
     path = (folder / target).resolve()
     if path in there:
         return match[0]
-    if not path.exists():
-        raise Unfit(f"a link points to {target}, which is not there")
+    if picture and not path.is_file():
+        raise Unfit(f"there is no picture {target}")
     if picture:
         return f"![{text}](attachment:{_attached(cell, path)})"
-    return f"{text} (`{path.relative_to(ROOT).as_posix()}`)"
+    place = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    return f"{text} (`{place}`)"
 
 
 def _attached(cell, path):
-    kind = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}[path.suffix]
+    kind, _ = mimetypes.guess_type(path.name)
     data = base64.b64encode(path.read_bytes()).decode()
     cell.setdefault("attachments", {})[path.name] = {kind: data}
     return path.name

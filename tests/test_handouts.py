@@ -207,14 +207,15 @@ def test_a_real_hand_out_runs_by_itself(tmp_path):
 
 def test_links_lead_somewhere():
     folder = execute.FOLDER / "01_moe"
-    other = "[next](02_next.ipynb), [gone](03_gone.ipynb)"
     taken = handouts.portable(small(), folder, set()).cells[0]
     assert "![A grid](attachment:routing.png)" in taken.source
     assert taken.attachments["routing.png"]["image/png"]
     assert "See the card (`README.md`)." in taken.source
     there = {folder / "02_next.ipynb"}
-    with pytest.raises(Unfit, match="03_gone"):
-        handouts.portable(small(other), folder, there)
+    two = handouts.portable(small("[a](02_next.ipynb), [b](03_gone.ipynb)"), folder, there)
+    assert two.cells[0].source == "[a](02_next.ipynb), b (`notebooks/01_moe/03_gone.ipynb`)"
+    with pytest.raises(Unfit, match="no picture"):
+        handouts.portable(small("![a](b.png)"), folder, there)
     reads = small(stub="open('../x')")
     with pytest.raises(Unfit, match="use ml4"):
         handouts.portable(reads, folder, there)
