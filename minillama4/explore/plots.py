@@ -181,3 +181,22 @@ def plot_layout(ax, config) -> None:
     for y in (-2, config.layers + 1):
         ax.barh(y, table, height=0.85, color=LAYOUT_COLOURS["embedding and head"], linewidth=0)
     ax.set(xlabel="parameters (billions)", ylabel="layer", ylim=(config.layers + 2, -3))
+
+
+def plot_loads(ax, loads, window: int = 10):
+    """Loads (steps, e), counts -> bands of each expert's share, its colour, over training steps;
+    a mean over ``window`` steps at each point. A number where a band is broad enough at the end."""
+    steps, experts = loads.shape
+    means = loads.double().unfold(0, min(window, steps), 1).mean(-1)
+    shares = (means / means.sum(1, keepdim=True)).T.numpy()  # e, points
+    colours = [expert_colour(e, experts) for e in range(experts)]
+    places = range(steps - len(means), steps)
+    ax.stackplot(places, shares, colors=colours, edgecolor=INK, linewidth=0.3)
+    below = 0.0
+    for e, share in enumerate(shares[:, -1]):
+        if share > 0.05:
+            place = dict(ha="right", va="center", fontsize=8, color=INK)
+            ax.text(steps * 0.99, below + share / 2, str(e), **place)
+        below += share
+    ax.set(xlim=(places[0], places[-1]), ylim=(0, 1), xlabel="training step")
+    return ax
