@@ -119,6 +119,7 @@ def plot_saturation(ax, found, layers: Sequence[int] = ()):
         ax.plot(found.steps.tolist(), line, style, label=f"layer {layer}", **look)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=-0.1)
     ax.set(xlabel="training steps done", ylabel="settled (0 chance, 1 final)")
     ax.set_ylim(top=1.03)
     return ax
