@@ -30,6 +30,8 @@ def test_every_run_is_kept_and_effects_are_paired():
 def test_the_interval_is_students():
     assert repr(Effect.of([1.0, 2.0, 3.0])) == "+2 (95 %: -0.484 to +4.48, 3 seeds)"
     assert not Effect.of([1.0, 2.0, 3.0]).certain
+    many = Effect.of([0.0, 1.0] * 10)  # t of 19 degrees is 2.093
+    assert many.high - 0.5 == pytest.approx(2.093 * statistics.stdev([0, 1] * 10) / 20**0.5, 0.01)
     with pytest.raises(ValueError, match="two seeds"):
         Effect.of([1.0])
 
@@ -70,11 +72,36 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path):
     assert done == [0, 1, 1, 2]
 
 
-def test_not_a_number_is_not_kept(tmp_path):
-    keep = tmp_path / "keep.json"
-    with pytest.raises(ValueError):
-        repeat({"a": lambda seed: {"loss": float("nan")}}, keep=keep)
-    assert not keep.exists()
+def test_a_run_that_diverged_is_a_result(tmp_path):
+    measured = {"loss": float("nan"), "curve": [1.0, float("inf")], "at": torch.tensor([1, 2])}
+    runs = repeat({"a": lambda seed: measured}, seeds=(0, 1), keep=tmp_path / "keep.json")
+    assert runs.values("a", "loss") == [None, None]
+    assert runs.results["a"][0]["curve"] == [1.0, None] and runs.values("a", "at")[0] == [1, 2]
+    runs.save(tmp_path / "a.json", "python a.py")
+    with pytest.raises(TypeError, match="'loss' holds lists or gaps"):
+        runs.effect("a", "a", "loss")
+
+
+def test_what_cannot_be_kept_is_told_at_once_and_where():
+    wrong = {
+        "'a' with seed 0, 'model' is Linear": {"model": torch.nn.Linear(1, 1)},
+        "returned float": 1.0,
+        "the run's own time": {"seconds": 1.0},
+    }
+    for message, row in wrong.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            repeat({"a": lambda seed, row=row: row})
+    with pytest.raises(ValueError, match="twice"):
+        repeat(CONDITIONS, seeds=(1, 1))
+
+
+def test_a_file_that_is_no_unfinished_experiment_is_left_alone(tmp_path):
+    file = tmp_path / "a.json"
+    for text in ('{"seeds": [0], "results": {}}', '{"a/0": '):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"a\.json"):
+            repeat(CONDITIONS, keep=file)
+        assert file.read_text() == text
 
 
 def test_unknown_names_are_told():

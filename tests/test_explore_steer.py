@@ -77,6 +77,26 @@ def test_random_choices_are_even_repeatable_and_differ_between_layers():
     assert watched.router[0].load.float().div(2000).sub(0.25).abs().max() < 0.05
 
 
+def test_a_chooser_may_work_in_place():
+    def in_place(logits, k):
+        logits[:, 1] = float("inf")
+        return logits.topk(k, dim=-1).indices
+
+    made = model()
+    with steer(made, in_place):
+        changed = made(TOKENS)
+    with steer(made, force(1)):
+        assert torch.equal(made(TOKENS), changed)
+
+
+def test_steering_by_the_routers_own_rule_changes_nothing_under_autocast_either():
+    made = model().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = made(TOKENS)
+        with steer(made, ranked(0)):
+            assert torch.equal(made(TOKENS), plain)
+
+
 def test_two_experts_per_token_stay_two():
     made = model(top_k=2)
     for choose in (off(0), force(2), ranked(1), at_random(1)):
@@ -116,6 +136,11 @@ def test_what_cannot_be_steered_is_told():
         steer(made, ranked(0), [0]).__enter__()
     with pytest.raises(TypeError, match="Linear"):
         steer(torch.nn.Linear(2, 2), ranked(0)).__enter__()
+    with pytest.raises(TypeError, match=r"layers=\[1\]"):
+        steer(made, ranked(0), 1).__enter__()
+    twice = model(top_k=2)
+    with pytest.raises(ValueError, match="twice"), steer(twice, lambda s, k: s.long()[:, :k] * 0):
+        twice(TOKENS)
     wrong = {
         "experts off": off(0, 1, 2, 3),
         "place = 4": ranked(4),

@@ -434,3 +434,37 @@ def test_two_processes_do_what_one_does(tmp_path):
         for name, value in state.items():
             assert torch.equal(one[2][name], other[2][name])
             torch.testing.assert_close(one[2][name], value, rtol=1e-2, atol=5e-3)
+
+
+def test_large_scores_leave_the_choice_to_the_router():
+    for scale in (1.0, 20.0, 300.0):
+        logits = scale * torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        for top_k in (1, 3):
+            choice = choose_with_bias(logits, torch.zeros(8), top_k)[1]
+            assert torch.equal(choice, logits.topk(top_k).indices)
+
+
+def test_a_held_out_loss_counts_for_nothing():
+    model = skew(fresh())
+    with balance(model, "bias", rate=0.1) as balanced:
+        balanced.loss(model, rows())
+        bias = balanced.bias.clone()
+        torch.testing.assert_close(
+            balanced.loss(model.eval(), rows()), next_token_loss(model, rows())
+        )
+        assert len(balanced.loads) == 1 and torch.equal(balanced.bias, bias)
+
+
+def test_a_run_balanced_in_another_way_does_not_resume(tmp_path):
+    with balance(model := fresh(), "bias") as balanced:
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path, until=5)
+    model, refused = fresh(), pytest.raises(ValueError, match="balanced in another way")
+    with balance(model, "aux", over="many") as balanced, refused:
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path)
+
+
+def test_a_loss_outside_its_with_says_so():
+    with balance(model := fresh(), "aux") as balanced:
+        pass
+    with pytest.raises(RuntimeError, match="inside the `with`"):
+        balanced.loss(model, rows())

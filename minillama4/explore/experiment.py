@@ -28,7 +28,7 @@ from ..files import write_json
 
 Condition = Callable[[int], dict]
 
-# Student's t, two-sided 95 %, by degrees of freedom from 1
+# Student's t, two-sided 95 %, by degrees of freedom from 1; beyond, 1.96 + 2.4 / freedom is near
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
 
 
@@ -48,7 +48,7 @@ class Effect:
         if len(values) < 2:
             raise ValueError(f"{len(values)} value has no spread: give two seeds or more.")
         freedom = len(values) - 1
-        t = T95[freedom - 1] if freedom <= len(T95) else 1.96
+        t = T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.4 / freedom
         half = t * statistics.stdev(values) / math.sqrt(len(values))
         mean = statistics.fmean(values)
         return cls(mean, mean - half, mean + half, len(values))
@@ -66,8 +66,8 @@ class Effect:
 class Runs:
     """results[condition][i]: what the run with seeds[i] measured, numbers or lists of numbers.
 
-    "seconds" (wall time) is added to each run. about: how the file was made, where it was read
-    from one.
+    "seconds" (wall time) is added to each run. A number that is none (a run that diverged) is
+    None. about: how the file was made, where it was read from one.
     """
 
     seeds: tuple[int, ...]
@@ -96,8 +96,10 @@ class Runs:
 
     def effect(self, condition: str, control: str, key: str) -> Effect:
         """``condition`` minus ``control``, paired by seed."""
-        pairs = zip(self.values(condition, key), self.values(control, key), strict=True)
-        return Effect.of(a - b for a, b in pairs)
+        ones, others = self.values(condition, key), self.values(control, key)
+        if not all(isinstance(value, int | float) for value in (*ones, *others)):
+            raise TypeError(f"{key!r} holds lists or gaps; an effect is of one number a run.")
+        return Effect.of(a - b for a, b in zip(ones, others, strict=True))
 
     def save(self, file: str | Path, command: str) -> None:
         """As JSON with machine, versions, command and date; whole or not at all."""
@@ -109,7 +111,7 @@ class Runs:
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
-        record = asdict(self) | {"about": about | self.about}
+        record = asdict(self) | {"about": about}
         write_json(file, record)
 
     @classmethod
@@ -133,20 +135,51 @@ def repeat(
     seeds = tuple(seeds)
     if not conditions or not seeds:
         raise ValueError("An experiment needs a condition and a seed, at least.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"A seed stands twice in {seeds}: equal runs are not two runs.")
     kept = _read(keep)
     order = [(name, seed) for seed in seeds for name in conditions]  # slow drifts hit all alike
     for name, seed in tqdm(order, desc="runs", unit="run"):
         if f"{name}/{seed}" in kept:
             continue
         began = time.perf_counter()
-        row = conditions[name](seed)
+        row = _plain(conditions[name](seed), f"{name!r} with seed {seed}")
         kept[f"{name}/{seed}"] = row | {"seconds": round(time.perf_counter() - began, 2)}
         if keep:
             write_json(keep, kept)
     return Runs(seeds, {name: [kept[f"{name}/{s}"] for s in seeds] for name in conditions})
 
 
+def _plain(row, run: str) -> dict:
+    """What was measured as JSON can hold it, told at once and not when all is done."""
+    if not isinstance(row, dict):
+        raise TypeError(f"{run} returned {type(row).__name__}: a dict of what it measured is due.")
+    if "seconds" in row:
+        raise ValueError(f"{run} measured 'seconds', which is the name of the run's own time.")
+    return {key: _value(value, f"{run}, {key!r}") for key, value in row.items()}
+
+
+def _value(value, where: str):
+    if isinstance(value, dict):
+        return {str(key): _value(part, where) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(part, where) for part in value]
+    if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
+        return _value(value.tolist(), where)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where} is {type(value).__name__}: numbers, text and lists can be kept.")
+
+
 def _read(keep: str | Path) -> dict:
-    return (
-        json.loads(Path(keep).read_text(encoding="utf-8")) if keep and Path(keep).exists() else {}
-    )
+    if not keep or not Path(keep).exists():
+        return {}
+    try:
+        kept = json.loads(Path(keep).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{keep} cannot be read ({error}): delete it to start anew.") from None
+    if not all(isinstance(row, dict) and "seconds" in row for row in kept.values()):
+        raise ValueError(f"{keep} is not what an interrupted experiment leaves: name another file.")
+    return kept

@@ -6,7 +6,8 @@
 Whatever is chosen in the router's place, its input is scaled as Llama 4 scales it: by the sigmoid
 of that expert's own score. The forward pass knows nothing of this: hooks hang on the routers for as
 long as the ``with`` lasts. To watch a steered model, open the trace inside: hooks act in order, and
-a trace opened outside sees what the router itself would have chosen.
+a trace opened outside sees what the router itself would have chosen. A model that was compiled
+before does not notice hooks: steer the plain one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def steer(model: nn.Module, choose: Choose, layers: Iterable[int] | None = None)
     if not isinstance(getattr(model, "config", None), Llama4Config):
         raise TypeError(f"steer takes a minillama4.Llama4, not a {type(model).__name__}.")
     moe = model.config.moe_layers
-    named = moe if layers is None else tuple(layers)
+    if isinstance(layers, int):
+        raise TypeError(f"layers is a list of layer numbers: layers=[{layers}].")
+    named = moe if layers is None else tuple(dict.fromkeys(layers))  # each once
     for layer in named:
         if layer not in moe:
             raise LookupError(f"Layer {layer} has no router; layers with one: {list(moe)}.")
@@ -95,21 +98,25 @@ def at_random(seed: int = 0) -> Choose:
 def _steering(choose: Choose, layer: int):
     def hook(router, inputs, output):
         logits = router.logits(inputs[0])  # n e
-        choice = choose(logits.detach(), router.top_k)
+        choice = choose(logits.detach().clone(), router.top_k)  # a chooser may work in place
         _check(choice, logits, router.top_k, layer)
         score = torch.sigmoid(at_least_float32(logits.gather(1, choice)))
-        return score.to(logits.dtype), choice
+        return score.to(inputs[0].dtype), choice
 
     return hook
 
 
 def _check(choice, logits: Tensor, k: int, layer: int) -> None:
     n, experts = logits.shape
-    shape = tuple(choice.shape) if isinstance(choice, Tensor) else type(choice).__name__
-    if shape != (n, k) or choice.dtype != torch.int64:
-        raise ValueError(f"Layer {layer}: a choice is int64 of shape {(n, k)}, not {shape}.")
+    given = type(choice).__name__
+    if isinstance(choice, Tensor):
+        given = f"{str(choice.dtype).removeprefix('torch.')} of shape {tuple(choice.shape)}"
+    if given != f"int64 of shape {(n, k)}":
+        raise ValueError(f"Layer {layer}: a choice is int64 of shape {(n, k)}, not {given}.")
     if choice.numel() and not 0 <= int(choice.min()) <= int(choice.max()) < experts:
         raise ValueError(f"Layer {layer}: a choice names an expert that is not 0 to {experts - 1}.")
+    if k > 1 and (choice.sort(dim=-1).values.diff(dim=-1) == 0).any():
+        raise ValueError(f"Layer {layer}: a choice names one expert twice for the same token.")
 
 
 def _known(experts: Iterable[int], logits: Tensor) -> None:

@@ -5,9 +5,9 @@
     balanced.loads                                    # (steps, layers, e): who got how much
 
 none   only watches.
-aux    adds  weight · e · Σ_e f_e · P_e  to the loss, for each layer's router: f_e the share of
+aux    adds  weight · e · Σ_e f_e · P_e  to the loss, the mean over the layers: f_e the share of
        tokens that expert e was given, P_e its mean softmax probability. f is a count and has no
-       gradient; pushing P down where f is high evens the load. Even routing makes the sum 1.
+       gradient; pushing P down where f is high evens the load. Even routing makes e · Σ f · P 1.
 bias   adds a number b_e to each expert's score, for the choice alone: after each step b_e grows by
        ``rate`` where e was given less than the mean, and shrinks where it was given more. The loss
        is left alone, and the weight on the expert's input remains the unbiased sigmoid(score).
@@ -50,7 +50,9 @@ def balance(
     weight: of the auxiliary loss. over: what f_e is counted over: each "row" of a batch by itself,
     the "batch", or "many": a running mean over about ``memory`` batches. rate: step of the bias.
     What must survive a stop (running means, biases) lies in buffers of the routers, so that
-    ``train`` keeps it with the rest and a resumed run is the run never stopped.
+    ``train`` keeps it with the rest and a resumed run is the run never stopped. A copy of the model
+    made inside the ``with`` keeps hooks and buffers: copy its ``state_dict`` instead. Loads and
+    biases are those of the routers; to overrule them as well, open ``steer`` inside the ``with``.
     """
     if not isinstance(getattr(model, "config", None), Llama4Config):
         raise TypeError(f"balance takes a minillama4.Llama4, not a {type(model).__name__}.")
@@ -58,7 +60,7 @@ def balance(
         raise ValueError(f"kind = {kind!r} is not known: choose one of {', '.join(KINDS)}.")
     if over not in SCOPES:
         raise ValueError(f"over = {over!r} is not known: choose one of {', '.join(SCOPES)}.")
-    if memory < 1 or weight < 0 or rate < 0:
+    if not (memory >= 1 and weight >= 0 and rate >= 0):  # nan is refused too
         raise ValueError("memory must be at least 1, weight and rate not below 0.")
     balanced = Balance(model, kind, weight, over, memory, rate)
     with ExitStack() as undo:
@@ -103,14 +105,17 @@ class Balance:
         """
         if not self.routers:
             raise LookupError("A dense model has no routers, and no bias.")
-        now = [
-            getattr(router, "balance_bias", self._last_bias.get(layer))
-            for layer, router in self.routers.items()
-        ]
+        last = self._last_bias
+        now = [getattr(r, "balance_bias", last.get(i, _zeros(r))) for i, r in self.routers.items()]
         return torch.stack(now)
 
     def loss(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Next-token loss in nats of tokens (b, t + 1), plus the auxiliary loss if there is one."""
+        """Next-token loss in nats of tokens (b, t + 1), plus the auxiliary loss if there is one.
+
+        In evaluation mode the next-token loss alone: nothing is counted, and no bias moves.
+        """
+        if not model.training:
+            return next_token_loss(model, tokens)
         self._seen.clear()
         self._recording = True
         try:
@@ -120,7 +125,8 @@ class Balance:
         missing = self.routers.keys() - self._seen.keys()
         if missing:
             raise RuntimeError(
-                f"The forward pass did not reach the router of layer {min(missing)}."
+                f"The router of layer {min(missing)} was not seen at work: this loss is for the "
+                "model that is being balanced, inside the `with`."
             )
         loads = {layer: self._count(layer) for layer in self.routers}
         if self.kind == "aux" and loads:
@@ -174,21 +180,26 @@ class Balance:
     def _hang(self, layer: int):
         """Watch one router, and choose for it where there is a bias; returns what undoes it."""
         router = self.routers[layer]
-        if hasattr(router, "balance_bias"):
+        if hasattr(router, "balanced"):
             raise RuntimeError(
                 "This model is being balanced already: leave the other `with` first."
             )
-        like = router.weight.detach().float().new_zeros(len(router.weight))
-        router.register_buffer("balance_bias", like)
-        router.register_buffer("balance_share", like.clone())
-        router.register_buffer("balance_steps", like.new_zeros(()))
+        router.balanced = True
+        buffers = {}
+        if self.kind == "bias":
+            buffers = {"balance_bias": _zeros(router)}
+        elif self.kind == "aux" and self.over == "many":
+            buffers = {"balance_share": _zeros(router), "balance_steps": _zeros(router)[0]}
+        for name, value in buffers.items():
+            router.register_buffer(name, value)
         hook = router.register_forward_hook(self._watch(layer))
 
         def undo() -> None:
             hook.remove()
-            self._last_bias[layer] = router.balance_bias
-            for name in ("bias", "share", "steps"):
-                delattr(router, f"balance_{name}")
+            if self.kind == "bias":
+                self._last_bias[layer] = router.balance_bias
+            for name in ("balanced", *buffers):
+                delattr(router, name)
 
         return undo
 
@@ -198,7 +209,8 @@ class Balance:
                 return None
             logits = router.logits(inputs[0])  # n e
             if self.kind == "bias":
-                output = choose_with_bias(logits, router.balance_bias, router.top_k)
+                score, choice = choose_with_bias(logits, router.balance_bias, router.top_k)
+                output = score.to(inputs[0].dtype), choice
             if self._recording:
                 self._seen[layer] = logits, output[1]
             return output
@@ -208,6 +220,13 @@ class Balance:
 
 def choose_with_bias(logits: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """(n, e), (e,) -> score (n, k), choice (n, k): the bias helps to choose and weighs nothing."""
-    score = torch.sigmoid(at_least_float32(logits))
-    choice = (score.detach() + bias).topk(top_k, dim=-1).indices
-    return score.gather(1, choice).to(logits.dtype), choice
+    order = logits.detach().argsort(dim=-1, descending=True, stable=True)
+    # many large scores have the same sigmoid, 1: among equals the router's own order decides
+    helped = torch.sigmoid(logits.detach().double()).gather(1, order) + bias[order]
+    choice = order.gather(1, helped.argsort(dim=-1, descending=True, stable=True)[:, :top_k])
+    return torch.sigmoid(at_least_float32(logits.gather(1, choice))), choice
+
+
+def _zeros(router: nn.Module) -> Tensor:
+    """(e,) float32, whatever the model's dtype: a bias must be able to grow by small steps."""
+    return router.weight.detach().float().new_zeros(len(router.weight))

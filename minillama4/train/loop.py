@@ -163,7 +163,7 @@ def _evaluate(model: nn.Module, validate: Validate) -> dict[str, float]:
 def _facts(model: nn.Module, settings: TrainSettings, about: dict | None) -> dict:
     """What makes a run this run, as plain values."""
     config = getattr(model, "config", None)
-    facts = asdict(settings) | (about or {})
+    facts = (about or {}) | asdict(settings)
     return facts | ({"model": asdict(config)} if is_dataclass(config) else {})
 
 
@@ -189,7 +189,13 @@ def _resume(file: Path | None, model, optimizer, facts: dict) -> list[dict]:
             f"{file} belongs to a run with other settings ({', '.join(changed)}): "
             "give the same ones to resume it, or another folder."
         )
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError:
+        raise ValueError(
+            f"{file} holds other tensors than this model has: it belongs to another model, or to a "
+            "run balanced in another way."
+        ) from None
     optimizer.load_state_dict(state["optimizer"])
     return history
 
