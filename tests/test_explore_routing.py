@@ -191,8 +191,15 @@ def test_the_same_seed_gives_the_same_and_it_prints_rounded():
 
 
 def test_what_does_not_fit_together_is_refused():
-    with pytest.raises(ValueError, match="one shape"):
-        specialisation(chosen(4, 10), chosen(4, 11))
+    for other in (chosen(4, 11), chosen(4, 5, 2)):  # as many tokens, but in another order
+        with pytest.raises(ValueError, match="one value for each token"):
+            specialisation(chosen(4, 2, 5), other)
+    with pytest.raises(ValueError, match="one permutation"):
+        specialisation(chosen(4, 10), chosen(4, 10), permutations=0)
+    with pytest.raises(ValueError, match="empty"):
+        mutual_information(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="two layers"):
+        coactivation(chosen(4, 1, 10))
     with pytest.raises(ValueError, match="at least two"):
         specialisation(chosen(4, 10), chosen(4, 10), groups=torch.zeros(10, dtype=torch.int64))
 
@@ -223,6 +230,8 @@ def test_saturation_ends_at_one_and_starts_at_chance():
     assert "3 times, 2 layers" in repr(found)
     with pytest.raises(ValueError, match="steps"):
         saturation(history, torch.tensor([0, 10]))
+    one = saturation(torch.zeros(2, 1, 9, dtype=torch.int64), torch.tensor([0, 1]))
+    assert one.settled.isnan().all() and "never half" in repr(one)  # nothing to decide
 
 
 def test_adjusted_rand_does_not_mind_other_names():

@@ -49,10 +49,11 @@ def effective_experts(load: Tensor) -> Tensor:
 
     The number of experts that, evenly used, would have the same entropy.
     """
+    load = load.double()
     total = load.sum(-1, keepdim=True)
-    if (load < 0).any() or (total <= 0).any():
-        raise ValueError("A load must not be negative, and some expert must have a token.")
-    return torch.special.entr(load.double() / total).sum(-1).exp()
+    if not ((load >= 0).all() and (total > 0).all() and total.isfinite().all()):
+        raise ValueError("A load is finite and not negative, and some expert must have a token.")
+    return torch.special.entr(load / total).sum(-1).exp()
 
 
 # ---------------------------------------------------------------------- how specialised
@@ -120,11 +121,15 @@ def specialisation(
     The interval is a jackknife over groups (without them, 50 stretches of text): the information
     is counted once without each. A bootstrap, which repeats rows, would add a bias of its own.
     """
+    for name, other in (("labels", labels), ("given", given), ("groups", groups)):
+        if other is not None and other.shape != choice.shape:
+            shapes = f"{tuple(other.shape)}, choice of {tuple(choice.shape)}"
+            raise ValueError(f"{name} are of shape {shapes}: one value for each token is needed.")
+    if choice.numel() < 2 or permutations < 1:
+        raise ValueError("At least two tokens and one permutation are needed.")
     x, y = numbers(choice, "choice"), numbers(labels, "labels")
     z = torch.zeros_like(x) if given is None else numbers(given, "given")
     rows = stretches(len(x)) if groups is None else numbers(groups, "groups")
-    if not len(x) == len(y) == len(z) == len(rows) or len(x) < 2:
-        raise ValueError("choice, labels, given and groups must have one shape, of 2 tokens up.")
     x, y, z, rows = (part.unique(return_inverse=True)[1] for part in (x, y, z, rows))
     shuffled = shuffler(y, z, None if groups is None else rows)
     draw = torch.Generator().manual_seed(seed)
@@ -142,9 +147,9 @@ def specialisation(
 
 def joint(x: Tensor, y: Tensor, x_size: int | None = None, y_size: int | None = None) -> Tensor:
     """How often each pair occurs: two int64 tensors of one shape -> (x_size, y_size) int64."""
+    if x.shape != y.shape or not x.numel():
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)}: one each for every token.")
     x, y = numbers(x, "x"), numbers(y, "y")
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} values and y {len(y)}: one each for every token.")
     sizes = (1, x_size or int(x.max()) + 1, y_size or int(y.max()) + 1)
     if x.max() >= sizes[1] or y.max() >= sizes[2]:
         raise ValueError(f"values reach {x.max()} and {y.max()}: sizes {sizes[1:]} are too small.")
@@ -153,6 +158,8 @@ def joint(x: Tensor, y: Tensor, x_size: int | None = None, y_size: int | None = 
 
 def mutual_information(joint: Tensor) -> float:
     """I(x; y) in nats of a table (x, y) of counts or probabilities, as counted: no null taken."""
+    if not joint.sum() > 0:
+        raise ValueError("This table is empty: nothing was counted.")
     return information(joint[None])
 
 
@@ -174,7 +181,7 @@ class CoActivation:
 
     def __repr__(self) -> str:
         apart = ~torch.eye(len(self.null), dtype=torch.bool)
-        values = self.excess[apart] if len(self.null) > 1 else self.excess.flatten()
+        values = self.excess[apart]
         return (
             f"CoActivation({len(self.null)} layers; {values.min():.3f} to {values.max():.3f} nats "
             f"above a null of {self.null[apart].mean():.3f})"
@@ -189,8 +196,9 @@ def coactivation(
     given (...): beyond what it explains, e.g. the token's id. ``joint(choice[a], choice[b])`` is
     the table behind one entry.
     """
-    if choice.ndim < 2:
-        raise ValueError(f"choice must be (layers, ...), not of shape {tuple(choice.shape)}.")
+    if choice.ndim < 2 or len(choice) < 2 or not choice.numel():
+        shape = tuple(choice.shape)
+        raise ValueError(f"choice must be (layers, ...), two layers or more, not {shape}.")
     layers = [numbers(layer, "choice") for layer in choice]
     z = torch.zeros_like(layers[0]) if given is None else numbers(given, "given")
     z = z.unique(return_inverse=True)[1]
@@ -223,13 +231,16 @@ class Saturation:
 
     @property
     def settled(self) -> Tensor:
-        """(s, layers): (same - chance) / (1 - chance): 0 by chance, 1 when all is decided."""
-        return (self.same - self.chance) / (1 - self.chance).clamp(min=1e-12)
+        """(s, layers): (same - chance) / (1 - chance): 0 by chance, 1 when all is decided.
+
+        nan where nothing is left to decide: all tokens with one expert, then as at the end.
+        """
+        return (self.same - self.chance) / (1 - self.chance)
 
     def __repr__(self) -> str:
-        half = self.settled.mean(1) >= 0.5
-        when = self.steps[half.int().argmax()].item()
-        return f"Saturation({len(self.steps)} times, {self.same.shape[1]} layers; half at {when})"
+        half = (self.settled.mean(1) >= 0.5).nonzero()
+        when = f"half at {self.steps[half[0]].item()}" if len(half) else "never half"
+        return f"Saturation({len(self.steps)} times, {self.same.shape[1]} layers; {when})"
 
 
 def saturation(choice: Tensor, steps: Tensor) -> Saturation:
@@ -237,7 +248,7 @@ def saturation(choice: Tensor, steps: Tensor) -> Saturation:
 
     ``Routing.load(file)`` of ``minillama4.train.routing_history`` has both.
     """
-    if choice.ndim < 3 or len(choice) != len(steps):
+    if choice.ndim < 3 or len(choice) != len(steps) or not choice.numel():
         raise ValueError(
             f"choice must be (s, layers, ...) with {len(steps)} steps: {tuple(choice.shape)}."
         )
