@@ -41,7 +41,7 @@ def to_html(view) -> str:
 
 KEPT = {
     *("layer", "token", "scope", "compare", "other_text", "other_model", "other_layer"),
-    *("other_token", "edits", "steered", "loads", "models"),
+    *("other_token", "edits", "steered", "loads", "counted", "models"),
     *("palette", "shades", "same_run", "full"),
 }
 

@@ -95,6 +95,7 @@ class RoutingExplorer(anywidget.AnyWidget):
     other = traitlets.Dict().tag(sync=True)  # what it is compared with, if that needs the model
     steered = traitlets.Dict().tag(sync=True)  # the reading under the edits, if there are any
     loads = traitlets.Dict().tag(sync=True)  # model -> domain -> tokens per layer and expert
+    counted = traitlets.Unicode("the samples").tag(sync=True)  # what the loads were counted on
     message = traitlets.Unicode().tag(sync=True)  # why the text now typed could not be read
     other_message = traitlets.Unicode().tag(sync=True)  # or compared
     steer_message = traitlets.Unicode().tag(sync=True)  # or steered
@@ -125,6 +126,8 @@ class RoutingExplorer(anywidget.AnyWidget):
         self.examples = [list(pair) for pair in samples.items()]
         self.other_text = next(iter(samples.values()), text)
         self.other_layer = _next_router(self._models[names[0]].config, start)
+        if held_out is not None:
+            self.counted = "held-out text"
         if full:
             self.loads = {name: domain_loads(m, rows) for name, m in self._models.items()}
 

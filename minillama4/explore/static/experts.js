@@ -55,7 +55,9 @@ function barRows(view, colour) {
     `<span class="ml4-domain" title="${label}: ${total} tokens"><span>${label}</span></span>`);
   return `<div class="ml4-row ml4-head"><span></span><span></span><span>g = σ(score)</span><span></span>
     <span class="ml4-over">tokens of this text</span><span></span>${heads.join("")}</div>
-    ${scores.map(row).join("")}`;
+    ${scores.map(row).join("")}
+    ${heads.length ? `<p class="ml4-note ml4-below">Right: of each domain's tokens in ${escape(view.counted)},
+      the share in % that each expert gets.</p>` : ""}`;
 }
 
 function positionGrid(view, values, most, words, small = false) {
@@ -77,8 +79,7 @@ function grids(view) {
   const most = Math.max(...domains.flatMap(([, , shares]) => shares), 0.01);
   const small = domains.map(([label, total, shares]) => `<div><span title="${total} tokens">${label}</span>
     ${positionGrid(view, shares, most, (v) => `${percent(v)} of ${label}`, true)}</div>`);
-  const known = domains.length ? `<p class="ml4-note">Share of each domain's tokens, from 0 (dark)
-    to ${percent(most)} (light)</p><div class="ml4-domains">${small.join("")}</div>` : "";
+  const known = domains.length ? `<p class="ml4-note">Share of each domain's tokens in ${escape(view.counted)}, from 0 (dark) to ${percent(most)} (light)</p><div class="ml4-domains">${small.join("")}</div>` : "";
   return `<p class="ml4-note">g = σ(score), from 0 (dark) to 1 (light)</p>
     ${positionGrid(view, scores, 1, (v) => `g = ${v.toFixed(2)}`)}
     <p class="ml4-note">Tokens of this text, from 0 (dark) to ${busiest} (light)</p>

@@ -19,7 +19,7 @@ const COMPARISONS = [["off", "nothing"], ["text", "another text"], ["layer", "an
 const SCOPES = [["layer", "this layer", "scores and loads of this layer"],
   ["all", "all layers", "the way of a token through all layers, and the load of each"]];
 
-function drawControls(parts, model, read, show) {
+function drawControls(parts, model, show) {
   const [mode, live, full] = ["compare", "live", "full"].map((name) => model.get(name));
   const samples = model.get("examples").map(([label, text]) => [text, label, text]);
   const models = model.get("models").map((name) => [name, name]);
@@ -42,6 +42,13 @@ function drawControls(parts, model, read, show) {
     box.rows = Math.min(Math.max(box.value.split("\n").length, 2), 6);
     box.readOnly = !live;
     box.title = live ? "" : "To type a text of your own, run this notebook.";
+  }
+}
+
+function drawMessages(parts, model) {
+  for (const name of ["message", "other_message", "steer_message"]) {
+    const part = parts[name.replace(/_m/, "M")];
+    if (part.textContent !== model.get(name)) part.textContent = model.get(name); // read aloud once
   }
 }
 
@@ -81,24 +88,35 @@ function drawPanels(parts, model, world, colour) {
     ? domainShares(model.get("loads")[a.s.model], a.s.moe, a.layer) : [];
   const common = { colour, shades, heads: headsFor(domains) };
   drawExperts(parts.about, parts.experts, a,
-    { ...common, edits, picked, domains, canPick: full, name: b ? "A. " : "" });
+    { ...common, edits, picked, domains, counted: model.get("counted"), canPick: full, name: b ? "A. " : "" });
   parts.actions.hidden = !full;
   drawActions(parts.actions, a, picked, edits, colour);
   if (b) drawExperts(parts.aboutB, parts.expertsB, b, { ...common, name: "B. " });
   if (held !== null) parts.experts.querySelector(`[data-expert="${held}"]`)?.focus();
 }
 
+// How much of the view a change concerns; each level draws the ones below it too.
+const PAINT = 1; // colours, scores, the frame around a token
+const CONTROLS = 2; // pills, text boxes, the list of edits, messages
+const READINGS = 3; // what Python has sent
+const CHANGES = {
+  [PAINT]: ["token", "other_token", "layer", "other_layer"],
+  [CONTROLS]: ["text", "other_text", "model", "other_model", "scope", "loads", "edits",
+    "message", "other_message", "steer_message"],
+  [READINGS]: ["state", "steered", "other", "compare"],
+};
+
 function render({ model, el }) {
   const [parts, palette] = [layPage(el), model.get("palette")];
   const colour = (e) => palette[e % palette.length];
-  let [read, over, picked] = [readings(model), null, null];
+  let [read, over, picked, due] = [null, null, null, 0];
 
   const show = (changes) => {
     Object.entries(changes).forEach(([name, value]) => model.set(name, value));
     model.save_changes();
   };
   const now = () => ({ ...sides(model, read, over), picked });
-  const draw = () => {
+  const paint = () => {
     const world = now();
     drawLayerOf(parts.layer, parts.whichLayer, world.a);
     if (world.b) drawLayerOf(parts.otherLayer, parts.whichOtherLayer, world.b);
@@ -106,49 +124,59 @@ function render({ model, el }) {
     drawPanels(parts, model, world, colour);
     if (over === null) scrollTo(parts, world.a.token);
   };
-  const say = () => {
-    for (const name of ["message", "other_message", "steer_message"]) {
-      parts[name.replace(/_m/, "M")].textContent = model.get(name);
-    }
-  };
   const lay = () => {
+    const before = read;
     [read, over] = [readings(model), null];
-    drawControls(parts, model, read, show);
-    drawBanner(parts, model.get("edits"), read.base, read.steered);
     layTokens(parts.tokensA, read.s);
     if (read.other) layTokens(parts.tokensB, read.other);
     layStrip(parts, read.s, read.steered ? read.base : null, colour);
-    draw();
+    if (before && before.base.model !== read.base.model) picked = null;
+    if (before) follow(before, read, model, show);
+  };
+  const draw = () => {
+    const level = due;
+    due = 0;
+    if (level >= READINGS) lay();
+    if (level >= CONTROLS) {
+      drawControls(parts, model, show);
+      drawMessages(parts, model);
+      drawBanner(parts, model.get("edits"), read.base, read.steered);
+    }
+    paint();
+  };
+  const ask = (level) => { // changes come in groups: draw once, when all of a group are there
+    if (!due) queueMicrotask(draw);
+    due = Math.max(due, level);
   };
   const hover = (side, t) => {
     if (t === (over?.side === side ? over.t : null)) return;
     over = t === null ? null : { side, t };
-    draw();
+    ask(PAINT);
   };
-  const pick = (expert) => { picked = picked === expert ? null : expert; draw(); };
-  const reading = (side, layer) => { // another model may be dense where the last one was not
-    const before = read[side]?.model;
-    if (side === "base" && model.get("state").model !== before) picked = null;
-    lay();
-    const [s, at] = [read[side], model.get(layer)];
-    if (s && read.mode !== "layer" && s.model !== before && s.dense(at)) show({ [layer]: nearestRouter(s, at) });
-    const partner = read.match[model.get("token")];
-    if (read.texts && partner >= 0) show({ other_token: partner });
-  };
+  const pick = (expert) => { picked = picked === expert ? null : expert; ask(PAINT); };
 
   el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
   listen(parts, { model, now, show, hover, pick });
-  const heard = { token: draw, other_token: draw, other_layer: draw };
-  heard.layer = () => { picked = null; draw(); };
-  heard.state = () => reading("base", "layer");
-  heard.other = () => reading("other", "other_layer");
-  for (const name of ["steered", "edits", "compare", "scope", "loads"]) heard[name] = lay;
-  for (const name of ["text", "model", "other_text", "other_model"]) heard[name] = lay;
-  for (const name of ["message", "other_message", "steer_message"]) heard[name] = say;
-  Object.entries(heard).forEach(([name, call]) => model.on(`change:${name}`, call));
-  say(), lay();
-  requestAnimationFrame(draw); // once it has a width, the strip can scroll to its token
-  return () => Object.entries(heard).forEach(([name, call]) => model.off(`change:${name}`, call));
+  const heard = Object.entries(CHANGES).flatMap(([level, names]) =>
+    names.map((name) => [`change:${name}`, () => ask(+level)]));
+  heard.push(["change:layer", () => { picked = null; }]);
+  heard.forEach(([name, call]) => model.on(name, call));
+  due = READINGS;
+  draw();
+  requestAnimationFrame(() => ask(PAINT)); // once it has a width, the strip can scroll to its token
+  return () => heard.forEach(([name, call]) => model.off(name, call));
+}
+
+/** After a new reading: another model may be dense where the last one was not; and token B goes
+    where token A is. */
+function follow(before, read, model, show) {
+  for (const [side, layer] of [["base", "layer"], ["other", "other_layer"]]) {
+    const [s, at] = [read[side], model.get(layer)];
+    const fresh = s && s.model !== before[side]?.model && (side === "base" || read.mode === "model");
+    if (fresh && s.dense(at)) show({ [layer]: nearestRouter(s, at) });
+  }
+  const partner = read.match[model.get("token")];
+  if (read.texts && read.other.text !== before.other?.text && partner >= 0) show({ other_token: partner });
 }
 
 export default { render };

@@ -97,7 +97,7 @@ export function drawLoads(parts, { s, layer }, shades) {
     return `<b class="ml4-spot" title="expert ${e}: ${n} tokens"
       style="background:${shades[step]};color:${ink}">${wide >= 18 && n ? n : ""}</b>`;
   };
-  const columns = `grid-template-columns:56px repeat(${s.experts},${wide}px) 44px`;
+  const columns = `grid-template-columns:56px repeat(${s.experts},${wide}px) 56px`;
   const row = (at) => {
     const load = s.load(at);
     return `<div class="ml4-line-of${at === layer ? " ml4-picked" : ""}" style="${columns}" data-layer="${at}">
@@ -105,7 +105,7 @@ export function drawLoads(parts, { s, layer }, shades) {
   };
   const numbers = Array.from({ length: s.experts }, (_, e) => `<span>${wide >= 12 || e % 8 === 0 ? e : ""}</span>`);
   parts.matrix.innerHTML = `<div class="ml4-line-of ml4-head" style="${columns}"><span>layer</span>
-    ${numbers.join("")}<span title="exp of the load's entropy">even as</span></div>${s.moe.map(row).join("")}
+    ${numbers.join("")}<span title="exp of the load's entropy">effective</span></div>${s.moe.map(row).join("")}
     <p class="ml4-note">0 (dark) to ${most} (light) tokens. Right: the effective number of experts,
     so many evenly used ones would have the same entropy.</p>`;
 }

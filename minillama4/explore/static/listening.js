@@ -58,7 +58,7 @@ function listenToTokens(box, side, { now, show, hover }) {
     event.preventDefault();
     hover(side, null);
     show(go());
-    box.querySelector(".ml4-token[aria-selected=true]").focus();
+    queueMicrotask(() => box.querySelector(".ml4-token[aria-selected=true]").focus()); // once drawn
   });
 }
 

@@ -7,6 +7,8 @@ export const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt
 
 export const quoted = (piece) => `<q>${escape(piece)}</q>`;
 
+export const minus = (number) => number.replace(/^-(0\.?0*$)?/, (_, zero) => (zero ? zero : "−"));
+
 export const signed = (x, digits = 2) => {
   const size = Math.abs(x).toFixed(digits);
   return +size === 0 ? size : `${x > 0 ? "+" : "−"}${size}`;

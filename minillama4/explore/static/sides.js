@@ -2,7 +2,7 @@
 
 import { agreement, align, byName, companions, overlap } from "./comparing.js";
 import { unpack } from "./reading.js";
-import { escape, percent, quoted } from "./page.js";
+import { escape, minus, percent, quoted } from "./page.js";
 import { lossChange } from "./steering.js";
 
 const within = (t, s) => Math.min(Math.max(t, 0), s.pieces.length - 1);
@@ -81,7 +81,7 @@ function groupedWords(a, b, found) {
   const { rand, both, first, chance } = agreement(a.s.first(a.layer), b.s.first(b.layer));
   const share = first ? percent(both / first) : "none";
   const why = a.layer === b.layer ? "two models that were trained apart" : "two layers";
-  return `<b>Adjusted Rand index ${rand.toFixed(2)}</b>: 1 if the same tokens stay together in A and B,
+  return `<b>Adjusted Rand index ${minus(rand.toFixed(2))}</b>: 1 if the same tokens stay together in A and B,
     about 0 by chance. Of ${first} pairs of tokens that share an expert in A, ${share} share one in B
     too; by chance ${percent(chance)}. The experts' numbers do not count: in ${why}, expert 3 and
     expert 3 have only the number in common.
