@@ -1,6 +1,6 @@
 """What sparsity buys on text: a mixture of experts against dense models, trained alike.
 
-    python data/experiments/sparsity.py          about 30 minutes on one core; start again to resume
+    python data/experiments/sparsity.py          about 15 minutes on one core; start again to resume
 
 MoE                      4 layers, each with 8 experts of hidden width 64, top-1, and a shared one
 dense, equal active      one SwiGLU of 128 per layer: what a token uses in the MoE
@@ -9,7 +9,7 @@ dense, equal compute     the same, stopped after as many multiply-adds as the Mo
 
 Everything else is equal: for each seed the same text in the same order, learning rate, schedule.
 The MoE is balanced by an auxiliary loss over many batches. Before, one run each at three learning
-rates and half the steps (sparsity_rates.json) shows whether the rate is a fair one. Results:
+rates (sparsity_rates.json) shows whether the rate is a fair one. Results:
 sparsity.json, for `minillama4.explore.Runs.load`.
 """
 
@@ -27,7 +27,8 @@ from minillama4.train.balance import balance
 from minillama4.train.loop import TrainSettings, train
 
 HERE = Path(__file__).parent
-STEPS, ROWS, LENGTH = 600, 8, 256
+STEPS, SWEEP_STEPS, LONGER_STEPS = 400, 300, 1000
+ROWS, LENGTH = 8, 256
 RATE, RATES = 8e-3, (4e-3, 8e-3, 1.6e-2)
 SEEDS, SWEEP_SEED = (0, 1, 2), 100  # the rate was chosen on a seed that no result rests on
 
@@ -116,12 +117,20 @@ def conditions(tokenizer, text: Text) -> dict:
 
 
 def sweep(tokenizer, text: Text) -> dict:
-    """Each model at each rate, for half the steps."""
+    """Each model at each rate, for fewer steps."""
     sizes = list(configs(tokenizer).items())[:3]
     return {
-        f"{name}, rate {rate}": (lambda seed, c=config, r=rate: run(c, text, seed, STEPS // 2, r))
+        f"{name}, rate {rate}": (lambda seed, c=config, r=rate: run(c, text, seed, SWEEP_STEPS, r))
         for name, config in sizes
         for rate in RATES
+    }
+
+
+def longer(tokenizer, text: Text) -> dict:
+    """The two of equal active size once more, trained for longer: does their order change?"""
+    sizes = list(configs(tokenizer).items())[:2]
+    return {
+        name: (lambda seed, c=config: run(c, text, seed, LONGER_STEPS)) for name, config in sizes
     }
 
 
@@ -135,7 +144,11 @@ def main() -> None:
     for name, parts, seeds in (
         ("sparsity_rates", sweep(tokenizer, text), (SWEEP_SEED,)),
         ("sparsity", conditions(tokenizer, text), SEEDS),
+        ("sparsity_longer", longer(tokenizer, text), SEEDS),
     ):
+        if (HERE / f"{name}.json").exists():
+            print(f"{name}.json is there: delete it to make it anew.")
+            continue
         keep = HERE / f"{name}.part.json"  # finished runs, from which a second start goes on
         runs: Runs = repeat(parts, seeds, keep=keep)
         runs.save(HERE / f"{name}.json", command="python data/experiments/sparsity.py")
