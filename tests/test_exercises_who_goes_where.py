@@ -25,7 +25,9 @@ def suffers(table):
 
 def test_right_answers_pass():
     assert checks.effective_experts(effective_experts).right
-    assert checks.effective_experts(lambda load: effective_experts(load).item()).right  # a plain number
+    assert checks.effective_experts(
+        lambda load: effective_experts(load).item()
+    ).right  # a plain number
     assert checks.mutual_information(mutual_information).right
     assert checks.suffers(suffers).right
 
