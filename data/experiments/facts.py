@@ -113,6 +113,9 @@ def main() -> None:
         ("facts_rates", sweep(), (SWEEP_SEED,)),
         ("facts", conditions(), SEEDS),
     ):
+        if (HERE / f"{name}.json").exists():
+            print(f"{name}.json is there: delete it to make it anew.")
+            continue
         keep = HERE / f"{name}.part.json"  # finished runs, from which a second start goes on
         runs = repeat(parts, seeds, keep=keep)
         runs.save(HERE / f"{name}.json", command="python data/experiments/facts.py")
