@@ -1,6 +1,6 @@
 """Do routers specialise, by token or by domain, and is it causal? (Claims M7 and M8.)
 
-    python data/experiments/specialisation.py      # 10 minutes on one core; goes on if stopped
+    python data/experiments/specialisation.py      # 15 minutes on one core; goes on if stopped
 
 writes specialisation.json beside this file. Three conditions, seeds 0 to 2:
 

@@ -136,7 +136,8 @@ def _heat(ax, values: list[list[float]], words: str):
             for x, value in enumerate(row):
                 if value == value:
                     depth = (value - bottom) / ((top - bottom) or 1)
-                    _write(ax, x, y, words.format(value), depth, size=7.5)
+                    rounded = round(value, 2) + 0.0  # no "-0.00"
+                    _write(ax, x, y, words.format(rounded), depth, size=7.5)
     return image
 
 
