@@ -57,6 +57,8 @@ rms_norm = Check(
         "You divided by the root of the sum of squares; their mean is meant.": lambda x, w, eps: (
             w * x / ((x**2).sum(-1, keepdim=True) + eps).sqrt()
         ),
+        "You divided by the length, which is the root of the sum; the mean is meant, and ε inside "
+        "the root.": lambda x, w, eps: w * x / (x.norm(dim=-1, keepdim=True) + eps),
         "The root is missing.": lambda x, w, eps: w * x / (_mean(x**2) + eps),
         "You subtracted the mean first: that is LayerNorm.": lambda x, w, eps: (
             w * (x - _mean(x)) / (_mean((x - _mean(x)) ** 2) + eps).sqrt()
@@ -190,6 +192,12 @@ block_parameters = Check(
         "A SwiGLU has three matrices: gate, up and down.": _parts(ffn=2),
         "That is the attention alone, with the norms.": _parts(ffn=0),
         "That is the SwiGLU alone.": _parts(q=0, k=0, v=0, o=0, norms=0),
+        "No sharing, and width for heads · head_width: use kv_heads and head_width.": lambda *s: (
+            4 * s[0] ** 2 + 3 * s[0] * s[4] + 2 * s[0]
+        ),
+        "o leads from heads · head_width back to the width.": lambda m, h, k, d, f: (
+            m * d * (h + 2 * k) + m * m + 3 * m * f + 2 * m
+        ),
         "There are no biases in Llama.": _with_biases,
         "heads · head_width need not be the width: use both.": _square,
     },
