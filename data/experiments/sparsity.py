@@ -1,6 +1,6 @@
 """What sparsity buys on text: a mixture of experts against dense models, trained alike.
 
-    python data/experiments/sparsity.py          about 15 minutes on one core; start again to resume
+    python data/experiments/sparsity.py          about 25 minutes on one core; start again to resume
 
 MoE                      4 layers, each with 8 experts of hidden width 64, top-1, and a shared one
 dense, equal active      one SwiGLU of 128 per layer: what a token uses in the MoE
@@ -10,7 +10,8 @@ dense, equal compute     the same, stopped after as many multiply-adds as the Mo
 Everything else is equal: for each seed the same text in the same order, learning rate, schedule.
 The MoE is balanced by an auxiliary loss over many batches. Before, one run each at three learning
 rates (sparsity_rates.json) shows whether the rate is a fair one. Results:
-sparsity.json, for `minillama4.explore.Runs.load`.
+sparsity.json, for `minillama4.explore.Runs.load`; the first two once more, for 1,000 steps:
+sparsity_longer.json.
 """
 
 import argparse
