@@ -124,6 +124,13 @@ def _short(piece: str) -> str:
     return (piece if len(piece) <= 12 else piece[:11] + "…").replace("$", r"\$")
 
 
+def use_palette() -> None:
+    """Let every further figure of this notebook draw its lines in the colours of the series."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=RUN_COLOURS)
+
+
 def plot_runs(ax, runs, key: str, conditions: Sequence[str] = (), colours: Sequence[str] = ()):
     """A dot for every run and a bar at the mean of each condition; runs from ``experiment``."""
     names = tuple(conditions) or runs.conditions
