@@ -81,3 +81,18 @@ def test_a_pair_is_asked_for():
     assert "pair" in check(lambda *given: (0.5, step(*given)[1])).message
     assert not check(lambda *given: step(*given)[1]).right
     assert not check(lambda *given: step(*given)[::-1]).right
+
+
+def test_an_idle_last_expert_is_not_forgotten():
+    def forgets(logits, choice):  # bincount without minlength
+        share = choice.flatten().bincount() / choice.numel()
+        return logits.shape[1] * (share * logits.softmax(dim=-1).mean(0)).sum()
+
+    def forgets_too(logits, bias, rate):
+        score = logits.sigmoid()
+        chosen = (score + bias).argmax(-1)
+        load = chosen.bincount().float()
+        return score[torch.arange(len(score)), chosen], bias + rate * (load.mean() - load).sign()
+
+    assert "size" in exercises.auxiliary_loss(forgets).message
+    assert "size" in exercises.bias_step(forgets_too).message

@@ -61,6 +61,8 @@ def _routing(seed: int) -> tuple[Tensor, Tensor]:
     """logits (n, e), choice (n, k), k = 1 and 2 in turn."""
     draw = torch.Generator().manual_seed(seed)
     logits = torch.randn(12, 5, generator=draw) * 1.5 + torch.randn(5, generator=draw)
+    if seed >= 3:
+        logits[:, -1] -= 20  # the last expert idle: its load of 0 must not be forgotten
     return logits, logits.topk(1 + seed % 2, dim=-1).indices
 
 
@@ -163,7 +165,10 @@ def _biased(seed: int) -> tuple[Tensor, Tensor, float]:
     """logits (n, e), bias (e,), rate."""
     draw = torch.Generator().manual_seed(seed)
     logits = torch.randn(30, 6, generator=draw)
-    return logits, torch.randn(6, generator=draw) * 0.3, 0.01 * (seed + 1)
+    bias = torch.randn(6, generator=draw) * 0.3
+    if seed == 3:
+        bias[-1] = -2.0  # the last expert idle: its load of 0 must not be forgotten
+    return logits, bias, 0.01 * (seed + 1)
 
 
 def _step(logits, bias, rate, choose=None, weigh=None, move=None):
