@@ -87,7 +87,7 @@ class Corpus:
         `world` gets rows rank, rank + world, ...
         """
         self._check_batch(batch, length, pieces, rank, world)
-        generator = torch.Generator().manual_seed(_mix(seed, step))
+        generator = torch.Generator().manual_seed(mixed_seed(seed, step))
         count = batch * pieces
         # a shuffled round of all domains; the shift lets another one be left over at each step
         shift = torch.randint(len(self.tokens), (), generator=generator)
@@ -176,7 +176,7 @@ def _encoded(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[int]:
         yield from tokenizer.encode(text)
 
 
-def _mix(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """One number below 2**63 for (seed, step); neighbours must not give related generators."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step + 1) % 2**64
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64  # splitmix64's finaliser
