@@ -463,6 +463,48 @@ def test_a_run_balanced_in_another_way_does_not_resume(tmp_path):
         train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path)
 
 
+OTHER_WAYS = [
+    (dict(kind="none"), dict(kind="aux", over="batch")),
+    (dict(kind="aux", over="row"), dict(kind="none")),
+    (dict(kind="aux", over="row"), dict(kind="aux", over="batch")),
+    (dict(kind="aux", weight=0.1), dict(kind="aux", weight=0.2)),
+    (dict(kind="aux", over="many"), dict(kind="aux", over="many", memory=9)),
+    (dict(kind="bias", rate=0.1), dict(kind="bias", rate=0.2)),
+]
+
+
+@pytest.mark.parametrize("there, now", OTHER_WAYS)
+def test_other_settings_of_the_balance_do_not_resume(tmp_path, there, now):
+    with balance(model := fresh(), **there) as balanced:
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path, until=5)
+    before = (tmp_path / "training.pt").read_bytes()
+    told = r"balanced in another way \(there: .*; now: .*\)"
+    with balance(model := fresh(), **now) as balanced, pytest.raises(ValueError, match=told):
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path)
+    assert (tmp_path / "training.pt").read_bytes() == before
+    with balance(model := fresh(), **there) as balanced:
+        assert len(train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path)) == 12
+
+
+def test_what_balances_nothing_resumes_a_plain_run(tmp_path):
+    train(fresh(), rows, SETTINGS, folder=tmp_path, until=5)
+    with balance(model := fresh(), "none") as balanced:
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path, until=8)
+    with balance(model, "aux", weight=0.1), pytest.raises(ValueError, match="there: not at all"):
+        train(model, rows, SETTINGS, folder=tmp_path)
+
+
+def test_a_state_that_does_not_say_how_it_was_balanced_resumes(tmp_path):
+    with balance(model := fresh(), "bias") as balanced:
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path, until=5)
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    del state["facts"]["balanced"]  # as written by older versions
+    torch.save(state, tmp_path / "training.pt")
+    with balance(model := fresh(), "bias") as balanced:
+        train(model, rows, SETTINGS, loss=balanced.loss, folder=tmp_path)
+    assert balanced.loads.shape == (7, 4, 4)
+
+
 def test_a_loss_outside_its_with_says_so():
     with balance(model := fresh(), "aux") as balanced:
         pass

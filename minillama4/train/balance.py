@@ -62,8 +62,12 @@ def balance(
         raise ValueError(f"over = {over!r} is not known: choose one of {', '.join(SCOPES)}.")
     if not (memory >= 1 and weight >= 0 and rate >= 0):  # nan is refused too
         raise ValueError("memory must be at least 1, weight and rate not below 0.")
+    if hasattr(model, "balanced"):
+        raise RuntimeError("This model is being balanced already: leave the other `with` first.")
     balanced = Balance(model, kind, weight, over, memory, rate)
     with ExitStack() as undo:
+        model.balanced = balanced  # so that ``train`` can note how, and refuse to resume otherwise
+        undo.callback(delattr, model, "balanced")
         for layer in balanced.routers:
             undo.callback(balanced._hang(layer))
         yield balanced
@@ -84,6 +88,16 @@ class Balance:
     def __repr__(self) -> str:
         how = f", over={self.over!r}" if self.kind == "aux" else ""
         return f"Balance({self.kind!r}{how}, {len(self._loads)} steps seen)"
+
+    @property
+    def settings(self) -> dict:
+        """What training depends on, as plain values; empty where nothing is balanced."""
+        if self.kind == "none" or not self.routers:
+            return {}
+        if self.kind == "bias":
+            return {"kind": "bias", "rate": self.rate}
+        memory = {"memory": self.memory} if self.over == "many" else {}
+        return {"kind": "aux", "weight": self.weight, "over": self.over} | memory
 
     @property
     def loads(self) -> Tensor:
@@ -180,11 +194,6 @@ class Balance:
     def _hang(self, layer: int):
         """Watch one router, and choose for it where there is a bias; returns what undoes it."""
         router = self.routers[layer]
-        if hasattr(router, "balanced"):
-            raise RuntimeError(
-                "This model is being balanced already: leave the other `with` first."
-            )
-        router.balanced = True
         buffers = {}
         if self.kind == "bias":
             buffers = {"balance_bias": _zeros(router)}
@@ -198,7 +207,7 @@ class Balance:
             hook.remove()
             if self.kind == "bias":
                 self._last_bias[layer] = router.balance_bias
-            for name in ("balanced", *buffers):
+            for name in buffers:
                 delattr(router, name)
 
         return undo

@@ -88,10 +88,10 @@ def train(
     batches(step) gives this process's rows, as many as every other's, on the model's device. With
     a ``folder`` the state is kept there and a further call resumes from it; ``until`` stops early.
     after(model, done) is called once ``done`` steps are behind it, with 0 before the first.
-    about: plain values that the batches depend on. They, the settings and the model's config must
-    be the same to resume: ValueError if not. Keys of the history: step, loss (nats), rate,
-    grad_norm, seconds, and "validation" every ``validate_every`` steps. FloatingPointError when
-    the loss is no longer a number.
+    about: plain values that the batches depend on. They, the settings, the model's config and how
+    it is balanced must be the same to resume: ValueError if not. Keys of the history: step, loss
+    (nats), rate, grad_norm, seconds, and "validation" every ``validate_every`` steps.
+    FloatingPointError when the loss is no longer a number.
     """
     optimizer = make_optimizer(model, settings)
     state_file = None if folder is None else Path(folder) / "training.pt"
@@ -163,7 +163,8 @@ def _evaluate(model: nn.Module, validate: Validate) -> dict[str, float]:
 def _facts(model: nn.Module, settings: TrainSettings, about: dict | None) -> dict:
     """What makes a run this run, as plain values."""
     config = getattr(model, "config", None)
-    facts = (about or {}) | asdict(settings)
+    balanced = getattr(model, "balanced", None)  # set by ``balance`` inside its ``with``
+    facts = (about or {}) | asdict(settings) | {"balanced": balanced.settings if balanced else {}}
     return facts | ({"model": asdict(config)} if is_dataclass(config) else {})
 
 
@@ -183,6 +184,13 @@ def _resume(file: Path | None, model, optimizer, facts: dict) -> list[dict]:
         before, history = state["facts"], state["history"]
     except Exception as error:
         raise ValueError(f"{file} cannot be read ({error}): delete it to start anew.") from None
+    ways = [before.setdefault("balanced", facts["balanced"]), facts["balanced"]]  # not in old files
+    if ways[0] != ways[1]:
+        then, now = (", ".join(f"{k} {v}" for k, v in way.items()) or "not at all" for way in ways)
+        raise ValueError(
+            f"{file} belongs to a run balanced in another way (there: {then}; now: {now}): "
+            "balance as there to resume it, or give another folder."
+        )
     if before != facts:
         changed = sorted(k for k in before.keys() | facts.keys() if before.get(k) != facts.get(k))
         raise ValueError(
