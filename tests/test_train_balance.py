@@ -398,7 +398,8 @@ import sys, torch
 sys.path[:0] = {path}
 from tests.test_train_balance import SETTINGS, WAYS, fresh, rows, skew
 from minillama4.train.balance import balance
-from minillama4.train.loop import join_processes, process_rank, train
+from minillama4.train.loop import train
+from minillama4.train.processes import join_processes, process_rank
 torch.set_num_threads(1)
 results = []
 with join_processes():

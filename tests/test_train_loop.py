@@ -141,7 +141,8 @@ WORKER = """
 import sys, torch
 sys.path[:0] = {path}
 from tests.test_train_loop import SETTINGS, batches, fresh
-from minillama4.train.loop import join_processes, process_rank, train
+from minillama4.train.loop import train
+from minillama4.train.processes import join_processes, process_rank
 torch.set_num_threads(1)
 with join_processes():
     rank, world = process_rank()

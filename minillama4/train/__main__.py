@@ -22,7 +22,8 @@ from minillama4.data.text import DOMAINS, Corpus
 
 from ..files import written_whole
 from .balance import KINDS, SCOPES, balance
-from .loop import TrainSettings, is_main, join_processes, next_token_loss, process_rank, train
+from .loop import TrainSettings, next_token_loss, train
+from .processes import is_main, join_processes, local_device, process_rank
 from .routing_history import RoutingHistory
 
 PRESETS = ("mini", "mini_maverick", "mini_dense", "nano")
@@ -69,7 +70,7 @@ def held_out_loss(corpus: Corpus, rows: int, length: int, device):
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    with join_processes():
+    with join_processes(args.device):
         run(args)
 
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     preset = getattr(ml4.Llama4Config, args.preset)
     config = preset(vocab_size=tokenizer.vocab_size, patch_token=tokenizer.special["<|patch|>"])
     rank, world = process_rank()
-    device = torch.device(args.device, rank) if args.device == "cuda" else args.device
+    device = local_device(args.device)
     torch.manual_seed(args.seed)
     model = ml4.Llama4(config).to(device)
     settings = TrainSettings(

@@ -12,20 +12,18 @@ On two GPUs          torchrun --nproc-per-node 2 -m minillama4.train --steps 500
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..files import written_whole
+from .processes import distributed, is_main, mean_over_processes
 
 Batches = Callable[[int], Tensor]  # step -> tokens (b, t + 1)
 Validate = Callable[[nn.Module], dict[str, float]]  # model -> loss in nats per token, by name
@@ -97,7 +95,7 @@ def train(
     state_file = None if folder is None else Path(folder) / "training.pt"
     facts = _facts(model, settings, about)
     history = _resume(state_file, model, optimizer, facts)
-    wrapped = _distributed(model)
+    wrapped = distributed(model)
     end = settings.steps if until is None else min(until, settings.steps)
     steps = range(len(history), end)
     bar = tqdm(steps, desc="training", unit="step", disable=None if is_main() else True)
@@ -128,7 +126,7 @@ def train_step(model, optimizer, tokens, step: int, settings: TrainSettings, los
     value = loss(model, tokens)
     value.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    total = _mean_over_processes(value.detach())
+    total = mean_over_processes(value.detach())
     if not (math.isfinite(total) and math.isfinite(norm)):
         raise FloatingPointError(
             f"Loss {total} and gradient norm {float(norm)} at step {step}: training has diverged. "
@@ -206,45 +204,3 @@ def _resume(file: Path | None, model, optimizer, facts: dict) -> list[dict]:
         ) from None
     optimizer.load_state_dict(state["optimizer"])
     return history
-
-
-# ---------------------------------------------------------------------- several processes
-def process_rank() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) outside torchrun."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def is_main() -> bool:
-    return process_rank()[0] == 0
-
-
-def _distributed(model: nn.Module) -> nn.Module:
-    if not dist.is_initialized():
-        return model
-    text_only = getattr(model, "vision", None) is None  # DDP waits for every gradient it expects
-    return nn.parallel.DistributedDataParallel(model, find_unused_parameters=not text_only)
-
-
-def _mean_over_processes(value: Tensor) -> float:
-    if dist.is_initialized():
-        dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value.item()
-
-
-def join_processes():
-    """A context: joins torchrun's process group where there is one, and leaves it at the end."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        return nullcontext()
-    return _ProcessGroup()
-
-
-class _ProcessGroup:
-    def __enter__(self):
-        gpu = torch.cuda.is_available()
-        if gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if gpu else "gloo")
-
-    def __exit__(self, *_):
-        dist.destroy_process_group()
