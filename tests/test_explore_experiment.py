@@ -78,8 +78,21 @@ def test_a_run_that_diverged_is_a_result(tmp_path):
     assert runs.values("a", "loss") == [None, None]
     assert runs.results["a"][0]["curve"] == [1.0, None] and runs.values("a", "at")[0] == [1, 2]
     runs.save(tmp_path / "a.json", "python a.py")
-    with pytest.raises(TypeError, match="'loss' holds lists or gaps"):
-        runs.effect("a", "a", "loss")
+    for use in (lambda: runs.effect("a", "a", "loss"), lambda: runs.mean("a", "loss")):
+        with pytest.raises(ValueError, match="'loss' of 'a' with seed 0 is None"):
+            use()
+    with pytest.raises(TypeError, match="'curve' of 'a' with seed 0 is list"):
+        runs.effect("a", "a", "curve")
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), -float("inf")])
+def test_an_effect_names_the_run_that_has_none(lost):
+    with pytest.raises(ValueError, match=f"Number 2 of 3 is {lost}"):
+        Effect.of([1.0, lost, 2.0])
+    rows = {"well": [{"loss": 1.0}, {"loss": 2.0}], "ill": [{"loss": 1.0}, {"loss": lost}]}
+    for pair in (("well", "ill"), ("ill", "well")):
+        with pytest.raises(ValueError, match=f"'loss' of 'ill' with seed 7 is {lost}"):
+            Runs((5, 7), rows).effect(*pair, "loss")
 
 
 def test_what_cannot_be_kept_is_told_at_once_and_where():

@@ -43,10 +43,16 @@ class Effect:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Effect:
-        """From one number per seed; two or more."""
+        """From one finite number per seed; two or more."""
         values = [float(value) for value in values]
         if len(values) < 2:
             raise ValueError(f"{len(values)} value has no spread: give two seeds or more.")
+        for place, value in enumerate(values, 1):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"Number {place} of {len(values)} is {value}, and there is no mean with it: "
+                    "leave that seed out of every condition, and say so."
+                )
         freedom = len(values) - 1
         t = T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.4 / freedom
         half = t * statistics.stdev(values) / math.sqrt(len(values))
@@ -92,14 +98,26 @@ class Runs:
         return [row[key] for row in rows]
 
     def mean(self, condition: str, key: str) -> float:
-        return statistics.fmean(self.values(condition, key))
+        return statistics.fmean(self._numbers(condition, key))
 
     def effect(self, condition: str, control: str, key: str) -> Effect:
-        """``condition`` minus ``control``, paired by seed."""
-        ones, others = self.values(condition, key), self.values(control, key)
-        if not all(isinstance(value, int | float) for value in (*ones, *others)):
-            raise TypeError(f"{key!r} holds lists or gaps; an effect is of one number a run.")
+        """``condition`` minus ``control``, paired by seed; of numbers, and finite ones."""
+        ones, others = self._numbers(condition, key), self._numbers(control, key)
         return Effect.of(a - b for a, b in zip(ones, others, strict=True))
+
+    def _numbers(self, condition: str, key: str) -> list[float]:
+        """``values`` where each is a finite number: TypeError or ValueError names what is not."""
+        values = self.values(condition, key)
+        for seed, value in zip(self.seeds, values, strict=True):
+            where = f"{key!r} of {condition!r} with seed {seed}"
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                raise ValueError(
+                    f"{where} is {value}: that run diverged, or had nothing to measure, and there "
+                    "is no mean or effect with it. Compare `values`, or the seeds without it."
+                )
+            if not isinstance(value, int | float):
+                raise TypeError(f"{where} is {type(value).__name__}: one number a run is wanted.")
+        return values
 
     def save(self, file: str | Path, command: str) -> None:
         """As JSON with machine, versions, command and date; whole or not at all."""
