@@ -50,9 +50,22 @@ def test_what_is_saved_is_read_again_with_where_it_came_from(tmp_path):
     assert again.results == runs.results and again.seeds == (0, 1)
     assert again.about["command"] == "python a.py" and again.about["torch"] == torch.__version__
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-    (tmp_path / "b.json").write_text('{"seeds": [1]}')
-    with pytest.raises(ValueError, match="no experiment"):
-        Runs.load(tmp_path / "b.json")
+    for text in ('{"seeds": [1]}', '{"seeds": [1], "results": [1], "about": {}}', "{", "\xff"):
+        (tmp_path / "b.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"b\.json holds no experiment"):
+            Runs.load(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_file_with_too_few_or_too_many_runs_is_refused_by_name(tmp_path, seeds):
+    repeat(CONDITIONS, seeds=(0, 1)).save(file := tmp_path / "a.json", "python a.py")
+    record = json.loads(file.read_text())
+    record["results"]["treated"] = repeat(CONDITIONS, seeds).results["treated"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=rf"a\.json has 2 seeds but {len(seeds)} runs of 'treated'"
+    ):
+        Runs.load(file)
 
 
 def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path):

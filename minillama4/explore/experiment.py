@@ -134,12 +134,20 @@ class Runs:
 
     @classmethod
     def load(cls, file: str | Path) -> Runs:
-        """Read what ``save`` wrote; ValueError if the file is something else."""
+        """Read what ``save`` wrote; ValueError if the file is something else, or lacks runs."""
         try:
             raw = json.loads(Path(file).read_text(encoding="utf-8"))
-            return cls(tuple(raw["seeds"]), raw["results"], raw["about"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            runs = cls(tuple(raw["seeds"]), dict(raw["results"]), raw["about"])
+            counts = {name: len(rows) for name, rows in runs.results.items()}
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no experiment ({error!r}).") from None
+        for name, count in counts.items():
+            if count != len(runs.seeds):
+                raise ValueError(
+                    f"{file} has {len(runs.seeds)} seeds but {count} runs of {name!r}: it was cut "
+                    "short or edited. Restore it, or run its experiment again."
+                )
+        return runs
 
 
 def repeat(
