@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import minillama4 as ml4
 from minillama4.data.text import DOMAINS
@@ -85,6 +86,26 @@ def test_a_file_that_is_no_routing_history_is_told(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="holds no routing history"):
         Routing.load(tmp_path / "a.safetensors")
+
+
+def test_a_damaged_routing_history_is_told_and_nothing_changes(tmp_path):
+    first = run(tmp_path, 4)
+    file = tmp_path / "routing.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(ValueError, match=r"routing\.safetensors holds .* move it away"):
+        run(tmp_path, 4)
+    assert before == {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    file.unlink()
+    assert run(tmp_path, 4)["steps"] == first["steps"] and not file.exists()
+
+
+def test_a_routing_history_with_steps_missing_is_told(tmp_path):
+    run(tmp_path, 2)
+    tensors = load_file(file := tmp_path / "routing.safetensors")
+    save_file(tensors | {"steps": tensors["steps"][:-1]}, file)
+    with pytest.raises(ValueError, match=r"2 steps, 3 sets of choices\)\. .* move it away"):
+        run(tmp_path, 2)
 
 
 def test_a_bias_is_told_to_be_lost(tmp_path, capsys):

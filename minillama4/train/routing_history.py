@@ -35,9 +35,13 @@ class Routing:
         """Read what ``RoutingHistory`` wrote; ValueError if the file is something else."""
         try:
             tensors = load_file(file)
-            return cls(**{name: tensor.long() for name, tensor in tensors.items()})
+            routing = cls(**{name: tensor.long() for name, tensor in tensors.items()})
         except (TypeError, SafetensorError) as error:
             raise ValueError(f"{file} holds no routing history ({error}).") from None
+        if len(routing.steps) != len(routing.choice):
+            counts = f"{len(routing.steps)} steps, {len(routing.choice)} sets of choices"
+            raise ValueError(f"{file} holds no routing history ({counts}).")
+        return routing
 
 
 class RoutingHistory:
@@ -58,8 +62,7 @@ class RoutingHistory:
         self.wanted = {0, *doubling, steps}
         self.kept: dict[int, Tensor] = {}
         if self.file.exists():
-            before = Routing.load(self.file)
-            self.kept = dict(zip(before.steps.tolist(), before.choice, strict=True))
+            self.kept = self._resume()
 
     def __call__(self, model: nn.Module, done: int) -> None:
         if done not in self.wanted or not model.config.moe_layers:
@@ -71,6 +74,16 @@ class RoutingHistory:
         layers = [seen.router[layer].choice[..., 0] for layer in seen.router]
         self.kept[done] = torch.stack(layers)  # layers b t
         self._save()
+
+    def _resume(self) -> dict[int, Tensor]:
+        try:
+            before = Routing.load(self.file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Nothing was changed. Put a good copy in its place; or move it away, and "
+                "the run goes on with its model, but what was noted about routing so far is lost."
+            ) from None
+        return dict(zip(before.steps.tolist(), before.choice, strict=True))
 
     def _save(self) -> None:
         choice = torch.stack(list(self.kept.values()))
