@@ -26,8 +26,9 @@ def broken(layer):
 
 
 def right_weights(x, weight, k):
-    best, choice = (x @ weight.T).topk(k)
-    return torch.zeros(len(x), len(weight)).scatter(1, choice, best.sigmoid())
+    score = x @ weight.T
+    best, choice = score.topk(k)
+    return torch.zeros_like(score).scatter(1, choice, best.sigmoid())
 
 
 def right_gradient(x, weight, at_input):
@@ -57,6 +58,36 @@ def test_every_known_mistake_gets_its_own_message(check):
 def test_weights_without_gradient_are_caught():
     verdict = router_by_hand.expert_weights(lambda x, w, k: right_weights(x, w.detach(), k))
     assert not verdict.right and "no gradient" in verdict.message
+
+
+def test_weights_that_do_not_keep_the_dtype_are_caught():
+    def in_float32(x, weight, k):
+        best, choice = (x @ weight.T).topk(k)
+        return torch.zeros(len(x), len(weight)).scatter(1, choice, best.sigmoid())
+
+    def rounded(x, weight, k):
+        return right_weights(x, weight, k).float()
+
+    for answer in (in_float32, rounded):
+        verdict = router_by_hand.expert_weights(answer)
+        assert not verdict.right and "torch.zeros_like" in verdict.message
+
+
+def test_sigmoid_after_the_table_is_named():
+    def answer(x, weight, k):
+        score = x @ weight.T
+        chosen = torch.zeros_like(score).scatter(1, score.topk(k).indices, 1.0)
+        return (score * chosen).sigmoid()
+
+    verdict = router_by_hand.expert_weights(answer)
+    assert not verdict.right and "0.5" in verdict.message and "Sigmoid first" in verdict.message
+
+
+def test_a_gradients_chosen_gate_is_not_saturated():
+    for seed in range(router_by_hand.router_gradient.trials):
+        x, weight, _ = router_by_hand.router_gradient.inputs(seed)
+        g = torch.sigmoid((weight @ x).max())
+        assert g * (1 - g) > 0.02
 
 
 # The bug hunt ------------------------------------------------------------------------------------

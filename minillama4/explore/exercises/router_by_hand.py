@@ -42,6 +42,16 @@ def _softmax_of_best(x, weight, k) -> Tensor:
     return torch.zeros(len(x), len(weight)).scatter(1, choice, best.softmax(1))
 
 
+def _table_first(of):
+    """A wrong answer: the scores are put into the table of zeros, and squeezed afterwards."""
+
+    def answer(x, weight, k):
+        best, choice = (x @ weight.T).topk(k, dim=1)
+        return of(torch.zeros(len(x), len(weight)).scatter(1, choice, best))
+
+    return answer
+
+
 def _sum_to_one(x, weight, k) -> Tensor:
     weights = _library_weights(x, weight, k)
     return weights / weights.sum(1, keepdim=True)
@@ -62,6 +72,15 @@ def _gradient_reaches_router(answer) -> bool:
     return gradient is not None and bool(gradient.abs().sum() > 0)
 
 
+def _works_in_float64(answer) -> bool:
+    x, weight, k = _scores(2)
+    try:
+        out = answer(x.double(), weight.double(), k)
+    except RuntimeError:
+        return False
+    return out.dtype == torch.float64
+
+
 expert_weights = Check(
     "expert_weights",
     reference=_library_weights,
@@ -72,6 +91,12 @@ expert_weights = Check(
         ),
         "That is a softmax over the chosen experts; with k = 1 it is always 1. A sigmoid of each "
         "chosen score is meant.": _softmax_of_best,
+        "You took the sigmoid after the scores were in the table: of the zeros where nothing was "
+        "chosen it makes 0.5. Sigmoid first, then scatter.": _table_first(torch.sigmoid),
+        "You took a softmax after the scores were in the table, so experts that were not chosen "
+        "get a share too. A sigmoid of each chosen score is meant.": _table_first(
+            lambda table: table.softmax(1)
+        ),
         "You made the weights sum to one; Llama 4 leaves each sigmoid as it is.": _sum_to_one,
         "Experts that were not chosen must have weight 0.": lambda x, weight, k: torch.sigmoid(
             x @ weight.T
@@ -92,7 +117,9 @@ expert_weights = Check(
     },
     properties={
         "The values are right, but no gradient reaches the router's weight. Did .item(), .data or "
-        "no_grad cut it off?": _gradient_reaches_router
+        "no_grad cut it off?": _gradient_reaches_router,
+        "Right in float32, not in float64: there it stops, or gives another dtype. Make the table "
+        "like the scores, with torch.zeros_like.": _works_in_float64,
     },
     praise="It equals the library's router for k = 1, 2 and 3, and its gradient gets through.",
 )
@@ -103,7 +130,8 @@ expert_weights = Check(
 def _token(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """x (m,), weight (e, m), gradient at the expert's input (m,)."""
     draw = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(shape, generator=draw) for shape in ((6,), (4, 6), (6,)))
+    x, weight, at_input = (torch.randn(shape, generator=draw) for shape in ((6,), (4, 6), (6,)))
+    return x, weight / 6**0.5, at_input  # scores of about 1, where g has a slope
 
 
 def _autograd(x, weight, at_input) -> Tensor:
@@ -147,6 +175,9 @@ router_gradient = Check(
         "You used g where the slope of the sigmoid belongs: g(1 - g).": _row(
             lambda x, g, d: g * (d @ x) * x
         ),
+        "You used 1 - g where the slope of the sigmoid belongs: g(1 - g).": _row(
+            lambda x, g, d: (1 - g) * (d @ x) * x
+        ),
         "Every row has a gradient here; only the chosen expert's score was used.": _all_rows,
         "That is the gradient of a softmax over all experts; the gate is a sigmoid of one "
         "score.": _through_softmax,
@@ -158,6 +189,13 @@ router_gradient = Check(
         "product.": _row(lambda x, g, d: g * (1 - g) * d * x),
         "The slope of g · x by g is x, not g · x: there is a g too many.": _row(
             lambda x, g, d: g * g * (1 - g) * (d @ x) * x
+        ),
+        "Nothing of at_input is in your gradient: what comes back depends on it.": _row(
+            lambda x, g, d: g * (1 - g) * x
+        ),
+        "The chain has three links, and you stop at the second: the slope of g · x by g is x (a "
+        "dot product with at_input), that of g is g(1 - g), that of the score is x.": _row(
+            lambda x, g, d: g * (1 - g) * d
         ),
         "The last factor is the router's input x, not the gradient that came in.": _row(
             lambda x, g, d: g * (1 - g) * (d @ x) * d
