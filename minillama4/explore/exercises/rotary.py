@@ -179,6 +179,10 @@ partners = Check(
         ),
         "The largest output is the channel itself wherever a pair has turned by little: leave it "
         "out.": lambda turn, d: turn(torch.eye(d, dtype=torch.float64)).abs().argmax(1),
+        "You took the first channel in which each shows; of a pair's second channel that is the "
+        "partner, of its first the channel itself.": lambda turn, d: torch.minimum(
+            torch.arange(d), _partners(turn, d)
+        ),
         "One channel of a pair shows in its partner with a minus: look at the size, not at the "
         "sign.": lambda turn, d: _others(turn, d).argmax(1),
         "Slow pairs have turned by very little: take whatever is not zero, not what is "
