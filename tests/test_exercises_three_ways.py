@@ -35,19 +35,28 @@ def looped(x, choice, weight):
     return out
 
 
+def in_one_call(x, choice, weight):
+    order = choice.argsort(stable=True)
+    ends = choice.bincount(minlength=len(weight)).cumsum(0, dtype=torch.int32)
+    out = torch.empty(len(x), weight.shape[2])
+    out[order] = F.grouped_mm(x[order], weight, offs=ends)
+    return out
+
+
 def share(choice, experts, factor):
     capacity = math.ceil(factor * len(choice) / experts)
     place = F.one_hot(choice, experts).cumsum(0).gather(1, choice[:, None])[:, 0]
     return (place > capacity).float().mean()
 
 
-@pytest.mark.parametrize("answer", [by_hand, with_inverse, looped])
+@pytest.mark.parametrize("answer", [by_hand, with_inverse, looped, in_one_call])
 def test_every_way_to_group_passes(answer):
     assert three_ways.grouped_products(answer).right
 
 
 def test_what_is_right_passes():
-    assert three_ways.break_even(lambda: 990 / 3.35).right
+    for tokens in (990 / 3.35, 295, 296):
+        assert three_ways.break_even(lambda tokens=tokens: tokens).right
     assert three_ways.dropped(share).right
 
 
@@ -75,3 +84,17 @@ def test_the_naive_form_and_copied_matrices_are_named():
         assert not verdict.right and "the naive form" in verdict.message
     verdict = three_ways.grouped_products(copied)
     assert not verdict.right and "copies a whole matrix" in verdict.message
+
+
+def test_a_product_for_each_token_is_named():
+    def one_by_one(x, choice, weight):
+        return torch.stack([row @ weight[e] for row, e in zip(x, choice, strict=True)])
+
+    verdict = three_ways.grouped_products(one_by_one)
+    assert not verdict.right and "token by token" in verdict.message
+
+
+@pytest.mark.parametrize("tokens", [0, 3e-10, 74, 290, 1182])
+def test_another_number_is_not_taken_for_a_known_mistake(tokens):
+    verdict = three_ways.break_even(lambda: tokens)
+    assert not verdict.right and "not it" in verdict.message
