@@ -15,6 +15,7 @@ from minillama4.train.loop import TrainSettings, next_token_loss, train
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = TrainSettings(steps=12, warmup=3, save_every=5)
+SHORT = TrainSettings(steps=2)
 TEXT = torch.arange(4000) * 7 % 64
 WAYS = (
     dict(kind="none"),
@@ -196,6 +197,37 @@ def test_training_with_it_evens_the_load(over):
             train(model, rows, TrainSettings(steps=80, warmup=5), loss=balanced.loss)
         spread.append(balanced.loads[40:].sum(0).float().std(1).mean())
     assert spread[1] < 0.4 * spread[0]
+
+
+@pytest.mark.parametrize("over", SCOPES)
+def test_a_history_keeps_the_next_token_loss_apart(over):
+    plain, sums = [], []
+
+    def watched(model, tokens):
+        with torch.no_grad():
+            plain.append(next_token_loss(model, tokens).item())
+        value = balanced.loss(model, tokens)
+        sums.append(value.item())
+        return value
+
+    with balance(model := skew(fresh()), "aux", over=over, weight=0.3) as balanced:
+        history = train(model, rows, SETTINGS, loss=watched)
+    for row, loss, total in zip(history, plain, sums, strict=True):
+        assert row["loss"] == pytest.approx(loss, abs=1e-6)
+        assert row["loss"] + row["balance"] == pytest.approx(total, abs=1e-6)
+        assert 0.25 < row["balance"] < 1.2  # weight times 1, if even, to weight times e
+
+
+def test_where_nothing_is_added_nothing_is_noted():
+    for way in (dict(kind="none"), dict(kind="bias")):
+        with balance(model := fresh(), **way) as balanced:
+            history = train(model, rows, SHORT, loss=balanced.loss)
+        assert not any("balance" in row for row in history)
+    with balance(model := fresh(), "aux", weight=1.0) as balanced:
+        balanced.loss(model, rows())  # of no step
+        history = train(model, rows, SHORT)
+    assert not any("balance" in row for row in history)
+    assert history[0]["loss"] == pytest.approx(next_token_loss(fresh(), rows()).item())
 
 
 # The selection bias ------------------------------------------------------------------------------
@@ -409,7 +441,8 @@ with join_processes():
         with balance(model, **way) as balanced:
             history = train(model, lambda s: rows(s, rank, world), SETTINGS, loss=balanced.loss)
             state = dict(model.state_dict())
-        results.append(([r["loss"] for r in history], balanced.loads, state))
+        told = [[r["loss"], r.get("balance", 0.0)] for r in history]
+        results.append((told, balanced.loads, state))
     torch.save(results, sys.argv[1] + str(rank))
 """
 
@@ -426,8 +459,8 @@ def test_two_processes_do_what_one_does(tmp_path):
         with balance(alone, **way) as balanced:
             history = train(alone, rows, SETTINGS, loss=balanced.loss)
             state = dict(alone.state_dict())
-        losses = torch.tensor([r["loss"] for r in history])
-        torch.testing.assert_close(torch.tensor(one[0]), losses, rtol=1e-4, atol=1e-4)
+        told = torch.tensor([[r["loss"], r.get("balance", 0.0)] for r in history])
+        torch.testing.assert_close(torch.tensor(one[0]), told, rtol=1e-4, atol=1e-4)
         assert torch.equal(one[1], other[1])  # every process knows the whole load
         assert one[1].sum((1, 2)).tolist() == balanced.loads.sum((1, 2)).tolist()
         moved = (one[1] - balanced.loads).abs().sum() / balanced.loads.sum()

@@ -74,11 +74,15 @@ def balance(
 
 
 class Balance:
-    """See ``balance``. ``loss`` is for ``train``; ``loads`` and ``bias`` are what it found."""
+    """See ``balance``. ``loss`` is for ``train``; ``loads`` and ``bias`` are what it found.
+
+    term: what the last training loss had added to it, weight included; None if nothing.
+    """
 
     def __init__(self, model, kind: str, weight: float, over: str, memory: int, rate: float):
         self.kind, self.weight, self.over = kind, weight, over
         self.memory, self.rate = memory, rate
+        self.term: Tensor | None = None
         self.routers = {i: model.blocks[i].ffn.router for i in model.config.moe_layers}
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> logits (n, e), choice (n, k)
         self._last_bias: dict[int, Tensor] = {}
@@ -145,7 +149,8 @@ class Balance:
         loads = {layer: self._count(layer) for layer in self.routers}
         if self.kind == "aux" and loads:
             terms = [self._auxiliary(layer, load, len(tokens)) for layer, load in loads.items()]
-            value = value + self.weight * torch.stack(terms).mean()
+            term = self.weight * torch.stack(terms).mean()
+            value, self.term = value + term, term.detach()
         if loads:  # a dense model has no routers
             self._loads.append(torch.stack([load.cpu() for load in loads.values()]))
         if self.kind == "bias":

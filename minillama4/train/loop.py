@@ -88,14 +88,15 @@ def train(
     after(model, done) is called once ``done`` steps are behind it, with 0 before the first.
     about: plain values that the batches depend on. They, the settings, the model's config and how
     it is balanced must be the same to resume: ValueError if not. Keys of the history: step, loss
-    (nats), rate, grad_norm, seconds, and "validation" every ``validate_every`` steps.
-    FloatingPointError when the loss is no longer a number.
+    (nats), rate, grad_norm, seconds, "balance" (what an auxiliary loss added; it is not in loss),
+    and "validation" every ``validate_every`` steps. FloatingPointError when the loss is no longer
+    a number.
     """
     optimizer = make_optimizer(model, settings)
     state_file = None if folder is None else Path(folder) / "training.pt"
     facts = _facts(model, settings, about)
     history = _resume(state_file, model, optimizer, facts)
-    wrapped = distributed(model)
+    wrapped, balanced = distributed(model), getattr(model, "balanced", None)
     end = settings.steps if until is None else min(until, settings.steps)
     steps = range(len(history), end)
     bar = tqdm(steps, desc="training", unit="step", disable=None if is_main() else True)
@@ -103,7 +104,7 @@ def train(
         if after and not history:
             after(model, 0)
         for step in bar:
-            row = train_step(wrapped, optimizer, batches(step), step, settings, loss)
+            row = train_step(wrapped, optimizer, batches(step), step, settings, loss, balanced)
             last = step + 1 == settings.steps
             if validate and (last or (step + 1) % settings.validate_every == 0):
                 row["validation"] = _evaluate(model, validate)
@@ -116,9 +117,13 @@ def train(
     return history
 
 
-def train_step(model, optimizer, tokens, step: int, settings: TrainSettings, loss) -> dict:
+def train_step(
+    model, optimizer, tokens, step: int, settings: TrainSettings, loss, balanced=None
+) -> dict:
     """Forward, backward, clip, update; returns the step's row of the history."""
     began = time.perf_counter()
+    if balanced:
+        balanced.term = None  # what it adds in this step alone
     torch.manual_seed(settings.seed + step)
     for group in optimizer.param_groups:
         group["lr"] = rate(step, settings)
@@ -134,6 +139,9 @@ def train_step(model, optimizer, tokens, step: int, settings: TrainSettings, los
         )
     optimizer.step()
     row = {"step": step, "loss": total, "rate": rate(step, settings), "grad_norm": float(norm)}
+    if balanced and balanced.term is not None:
+        row["balance"] = mean_over_processes(balanced.term.clone())
+        row["loss"] -= row["balance"]
     return row | {"seconds": time.perf_counter() - began}
 
 
