@@ -1,0 +1,58 @@
+"""The checks of Beyond the trained length: right answers pass, each known mistake is named."""
+
+import itertools
+
+import pytest
+import torch
+
+from minillama4.explore.exercises import beyond
+from minillama4.explore.exercises.beyond import follow
+
+CHECKS = {"is_cut": beyond.is_cut, "answer": beyond.answer, "guess": beyond.guess}
+MISTAKES = [
+    pytest.param(check, message, mistake, id=f"{name}-{i}")
+    for name, check in CHECKS.items()
+    for i, (message, mistake) in enumerate(check.wrong.items())
+]
+
+
+@pytest.mark.parametrize(("check", "message", "mistake"), MISTAKES)
+def test_every_known_mistake_is_refused_by_its_name(check, message, mistake):
+    verdict = check(mistake)
+    assert not verdict.right and verdict.message == message
+
+
+def test_other_right_answers_pass():
+    assert beyond.is_cut(lambda place, chunk: (place + 1) % chunk == 0).right
+    assert beyond.is_cut(lambda place, chunk: place % chunk == chunk - 1).right
+
+    def by_table(text, name, hops, names):
+        fact = {a: b for a, b in itertools.pairwise(text) if max(a, b) < names}
+        for _ in range(hops):
+            name = fact[name]
+        return name
+
+    assert beyond.answer(by_table).right
+    assert beyond.guess(lambda: 0.5).right
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        (beyond.is_cut, lambda place, chunk: torch.zeros_like(place, dtype=torch.bool)),
+        (beyond.is_cut, lambda place, chunk: (place + 1) % 7 == 0),
+        (beyond.answer, lambda text, name, hops, names: name),
+        (beyond.answer, lambda text, name, hops, names: follow(text, name, min(hops, 2), names)),
+        (beyond.guess, lambda: 0.4),
+    ],
+)
+def test_other_wrong_answers_are_refused(check, answer):
+    assert not check(answer).right
+
+
+def test_an_unfinished_answer_does_not_raise():
+    def stub(*_):
+        raise NotImplementedError
+
+    for check in CHECKS.values():
+        assert "still to do" in check(stub).message
