@@ -2,7 +2,16 @@
 
 from importlib import import_module
 
+from .entropy import attention_entropy, entropy_by_length, one_among
 from .experiment import Effect, Runs, repeat
+from .reach import (
+    drawn_from,
+    kv_entries,
+    measured_field,
+    receptive_field,
+    seen_before,
+    visible,
+)
 from .routing import (
     adjusted_rand,
     coactivation,
@@ -18,31 +27,54 @@ from .trace import trace
 
 __all__ = [
     "PALETTE",
+    "ChunkExplorer",
     "Effect",
     "RouterSeen",
     "Runs",
     "Seen",
+    "TemperatureExplorer",
     "adjusted_rand",
+    "attention_entropy",
+    "chunk_explorer",
     "coactivation",
+    "drawn_from",
     "effective_experts",
+    "entropy_by_length",
     "expert_colour",
+    "kv_entries",
     "load",
+    "measured_field",
     "mutual_information",
+    "one_among",
     "plot_curves",
+    "plot_mask",
+    "plot_reach",
     "plot_routing",
     "plot_runs",
+    "plot_temperature",
+    "receptive_field",
     "repeat",
     "routing_explorer",
     "routing_view",
     "saturation",
+    "seen_before",
     "specialisation",
     "steer",
+    "temperature_explorer",
     "trace",
+    "visible",
 ]
 
 _LATER = {
     "PALETTE": "colours",
     "expert_colour": "colours",
+    "ChunkExplorer": "widget_chunks",
+    "TemperatureExplorer": "widget_temperature",
+    "chunk_explorer": "widget_chunks",
+    "plot_mask": "plots_reach",
+    "plot_reach": "plots_reach",
+    "plot_temperature": "plots_reach",
+    "temperature_explorer": "widget_temperature",
     "plot_curves": "plots",
     "plot_routing": "plots",
     "plot_runs": "plots",

@@ -21,14 +21,16 @@ for (const el of document.querySelectorAll("#%s:not([data-drawn])")) {
 """
 
 
-def page(values: dict, still: str) -> str:
+def page(values: dict, still: str, script: str | None = None, look: str | None = None) -> str:
     """The whole piece. values: what the widget's script reads, and the readings that stand_in.js
-    gives it; still: the picture, from ``snapshot``."""
+    gives it; still: the picture, from ``snapshot``. script, look: another view's, with its style.
+    """
+    script, look = script or page_script(), look or style()
     data = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")  # no </script> inside
     name = "ml4-" + hashlib.sha256(data.encode()).hexdigest()[:12]
     return (
-        f'<div id="{name}">{still}</div>\n<style>{style()}</style>\n'
-        f'<script type="module">{page_script()}{START % (data, name)}</script>'
+        f'<div id="{name}">{still}</div>\n<style>{look}</style>\n'
+        f'<script type="module">{script}{START % (data, name)}</script>'
     )
 
 

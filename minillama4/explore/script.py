@@ -10,7 +10,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 SHARED = ("reading", "page", "comparing", "steering", "tokens", "experts", "layers", "listening")
-IMPORT = re.compile(r"^import \{[^}]*\} from \"\./\w+\.js\";\n", re.MULTILINE)
+IMPORT = re.compile(r"^import \{[^}]*\} from \"\.\.?/\w+\.js\";\n", re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:const|function) )", re.MULTILINE)
 
 
@@ -31,6 +31,23 @@ def page_script() -> str:
 @cache
 def style() -> str:
     return (STATIC / "explorer.css").read_text("utf-8")
+
+
+@cache
+def small_script(*files: str) -> str:
+    """The script of a view that needs no Python to answer: a widget's module, of ``files``."""
+    return _joined("page", *files)
+
+
+@cache
+def small_page_script(*files: str) -> str:
+    """The same for a page of its own. One of the files has a ``standIn``."""
+    return small_script(*files).replace("export default", "const host =")
+
+
+@cache
+def small_style() -> str:
+    return style() + (STATIC / "irope" / "irope.css").read_text("utf-8")
 
 
 def _joined(*names: str) -> str:

@@ -16,7 +16,7 @@ export const signed = (x, digits = 2) => {
 
 export const percent = (share) => `${Math.round(100 * share)} %`;
 
-const field = (name, label, inside) =>
+export const field = (name, label, inside) =>
   `<div class="ml4-field ml4-${name}-row"><span>${label}</span>${inside}</div>`;
 
 const box = (name, label) =>
@@ -25,7 +25,7 @@ const box = (name, label) =>
 const slider = (name, label) => `<input class="ml4-${name}" type="range" min="0" step="1"
   aria-label="${label}"><output class="ml4-which-${name}"></output>`;
 
-const pills = (name, label) =>
+export const pills = (name, label) =>
   `<div class="ml4-pills ml4-${name}" role="group" aria-label="${label}"></div>`;
 
 const controls = `
