@@ -8,23 +8,18 @@ each row from one domain: a batch is then far from the mixture of all six. Claim
 the load within such a batch works against specialisation, and over many batches does not.
 """
 
-import argparse
 import statistics
-from functools import partial
-from pathlib import Path
 
 import torch
+from six_domains import command, measure_losses, rounded
 
 import minillama4 as ml4
 from minillama4.data.text import Corpus
-from minillama4.explore.experiment import repeat
 from minillama4.explore.routing import effective_experts, load, specialisation
 from minillama4.train.balance import balance
-from minillama4.train.loop import TrainSettings, next_token_loss, train
+from minillama4.train.loop import TrainSettings, train
 
-HERE = Path(__file__).resolve()
 ROWS, LENGTH, STEPS, EVERY = 2, 256, 700, 50
-HELD_OUT_ROWS = 24  # of each domain
 CONDITIONS = {
     "none": dict(kind="none"),
     "row 0.01": dict(kind="aux", over="row", weight=0.01),
@@ -95,38 +90,5 @@ def read_choices(model, tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack([seen.router[layer].choice[..., 0] for layer in model.config.moe_layers])
 
 
-@torch.no_grad()
-def measure_losses(model, held_out: list) -> tuple[float, list[float]]:
-    """Nats per token: the mean over domains, and each."""
-    losses = [next_token_loss(model, batch.tokens).item() for batch in held_out]
-    return statistics.fmean(losses), rounded(losses)
-
-
-def rounded(values) -> list[float]:
-    values = values.tolist() if isinstance(values, torch.Tensor) else values
-    return [round(value, 4) for value in values]
-
-
-def read_texts() -> tuple[Corpus, list]:
-    """Training text, and one batch of held-out rows of each domain."""
-    tokenizer = ml4.load_tokenizer()
-    validation = Corpus.build(tokenizer, "validation", HELD_OUT_ROWS * LENGTH + 1)
-    held_out = list(validation.validation_batches(HELD_OUT_ROWS, LENGTH))
-    return Corpus.build(tokenizer, "train"), held_out
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--keep", type=Path, default=HERE.with_suffix(".runs.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    texts = read_texts()
-    conditions = {name: partial(run, texts, how) for name, how in CONDITIONS.items()}
-    runs = repeat(conditions, range(arguments.seeds), keep=arguments.keep)
-    runs.save(HERE.with_suffix(".json"), command=f"python data/experiments/{HERE.name}")
-    arguments.keep.unlink()
-
-
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, run, CONDITIONS, LENGTH)

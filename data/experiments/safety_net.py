@@ -8,26 +8,21 @@ experts are twice as wide, so that a token uses equally many parameters (and mor
 is trained at the usual learning rate and at a rough one, then read with its routers overruled.
 """
 
-import argparse
 import statistics
-from functools import partial
-from pathlib import Path
 
 import torch
+from six_domains import command, measure_losses, rounded
 from torch import Tensor, nn
 
 import minillama4 as ml4
 from minillama4.data.text import DOMAINS, Corpus
 from minillama4.explore import steer
-from minillama4.explore.experiment import repeat
 from minillama4.explore.routing import effective_experts
 from minillama4.explore.steer import at_random, ranked
 from minillama4.train.balance import balance
-from minillama4.train.loop import TrainSettings, next_token_loss, train
+from minillama4.train.loop import TrainSettings, train
 
-HERE = Path(__file__).resolve()
 ROWS, LENGTH, STEPS = len(DOMAINS), 128, 600
-HELD_OUT_ROWS = 24  # of each domain
 EVERY = 25  # steps averaged to one point of a curve
 CONDITIONS = {
     "shared": dict(shared=True, learning_rate=3e-3),
@@ -95,7 +90,7 @@ def steadiness(history: list[dict]) -> dict:
 
 def measure(model: ml4.Llama4, held_out: list) -> dict:
     """Held-out loss in nats, and how much it rises when other experts are asked."""
-    loss = held_out_loss(model, held_out)
+    loss = measure_losses(model, held_out)[0]
     last = model.config.experts - 1
     rise = {
         "second": with_choice(model, held_out, ranked(1)) - loss,
@@ -110,40 +105,8 @@ def measure(model: ml4.Llama4, held_out: list) -> dict:
 
 def with_choice(model, held_out: list, choose, layers=None) -> float:
     with steer(model, choose, layers):
-        return held_out_loss(model, held_out)
-
-
-@torch.no_grad()
-def held_out_loss(model, held_out: list) -> float:
-    """Nats per token, each domain equally."""
-    return statistics.fmean(next_token_loss(model, batch.tokens).item() for batch in held_out)
-
-
-def rounded(values) -> list[float]:
-    values = values.tolist() if isinstance(values, Tensor) else values
-    return [round(value, 4) for value in values]
-
-
-def read_texts() -> tuple[Corpus, list]:
-    """Training text, and one batch of held-out rows of each domain."""
-    tokenizer = ml4.load_tokenizer()
-    validation = Corpus.build(tokenizer, "validation", HELD_OUT_ROWS * LENGTH + 1)
-    held_out = list(validation.validation_batches(HELD_OUT_ROWS, LENGTH))
-    return Corpus.build(tokenizer, "train"), held_out
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--keep", type=Path, default=HERE.with_suffix(".runs.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    texts = read_texts()
-    conditions = {name: partial(run, texts, how) for name, how in CONDITIONS.items()}
-    runs = repeat(conditions, range(arguments.seeds), keep=arguments.keep)
-    runs.save(HERE.with_suffix(".json"), command=f"python data/experiments/{HERE.name}")
-    arguments.keep.unlink()
+        return measure_losses(model, held_out)[0]
 
 
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, run, CONDITIONS, LENGTH)
