@@ -77,6 +77,22 @@ def token_ids(tokenizer, text: str, vocab_size: int, limit: int) -> list[int]:
     return ids
 
 
+def sample_rows(
+    models: Iterable, tokenizer, samples: dict[str, str], longest: int
+) -> dict[str, Tensor]:
+    """label -> text gives label -> (1, t) token ids; CannotRead if one of the models refuses it."""
+    rows = {}
+    for label, text in samples.items():
+        for model in models:
+            limit = min(longest, model.config.max_length)
+            try:
+                ids = token_ids(tokenizer, text, model.config.vocab_size, limit)
+            except CannotRead as refused:
+                raise CannotRead(f"Sample {label!r}: {refused}") from None
+        rows[label] = torch.tensor([ids])
+    return rows
+
+
 def shown(pieces: list[str]) -> list[str]:
     """Pieces for the eye: "a" and " a" must not look the same, and begin-of-text is a long word."""
     return ["⟨begin⟩" if piece == BEGIN else _dotted(piece) for piece in pieces]

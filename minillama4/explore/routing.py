@@ -8,6 +8,7 @@ Information is in nats:  I(x; y) = Σ p(x, y) · ln [ p(x, y) / (p(x) · p(y)) ]
 it is above 0 even for a router that draws lots, so every measure comes with its null: the same
 count after a shuffle. The questions are those of Muennighoff et al. 2024 (OLMoE); the nulls and
 error bars are ours. A choice is an expert's number, int64; with top-k above 1 give one slot.
+saturation stands in settling.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .counting import count, information, jackknife, numbers, quantiles, shuffler, stretches
+from .settling import Saturation, saturation
 
 __all__ = [
     "CoActivation",
@@ -215,48 +217,6 @@ def coactivation(
             null[a, b] = math.fsum(chance) / permutations
         found[b, b] = information(count(z, other, other, sizes)) / 2
     return CoActivation(found + found.T, null + null.T)
-
-
-# ---------------------------------------------------------------------- over training
-@dataclass(frozen=True)
-class Saturation:
-    """steps (s,); same, chance (s, layers): the share of tokens whose expert is already the last.
-
-    chance: how often two routers with these loads would agree if neither looked at the token.
-    """
-
-    steps: Tensor
-    same: Tensor
-    chance: Tensor
-
-    @property
-    def settled(self) -> Tensor:
-        """(s, layers): (same - chance) / (1 - chance): 0 by chance, 1 when all is decided.
-
-        nan where nothing is left to decide: all tokens with one expert, then as at the end.
-        """
-        return (self.same - self.chance) / (1 - self.chance)
-
-    def __repr__(self) -> str:
-        half = (self.settled.mean(1) >= 0.5).nonzero()
-        when = f"half at {self.steps[half[0]].item()}" if len(half) else "never half"
-        return f"Saturation({len(self.steps)} times, {self.same.shape[1]} layers; {when})"
-
-
-def saturation(choice: Tensor, steps: Tensor) -> Saturation:
-    """Choices (s, layers, ...) on the same tokens after ``steps`` (s,), the last one the end.
-
-    ``Routing.load(file)`` of ``minillama4.train.routing_history`` has both.
-    """
-    if choice.ndim < 3 or len(choice) != len(steps) or not choice.numel():
-        raise ValueError(
-            f"choice must be (s, layers, ...) with {len(steps)} steps: {tuple(choice.shape)}."
-        )
-    flat = choice.flatten(2)
-    experts = int(choice.max()) + 1
-    loads = torch.nn.functional.one_hot(flat, experts).double().mean(2)  # s layers e
-    same = (flat == flat[-1]).double().mean(2)
-    return Saturation(steps, same, (loads * loads[-1]).sum(-1))
 
 
 # ---------------------------------------------------------------------- two models, two layers

@@ -7,13 +7,12 @@ HTML stands in: the same JavaScript on what was computed before, and a still pic
 import time
 
 import anywidget
-import torch
 import traitlets
 from torch import Tensor
 
 from .colours import PALETTE, SHADES
 from .edits import CannotSteer
-from .reading import CannotRead, domain_loads, read, token_ids
+from .reading import CannotRead, domain_loads, read, sample_rows
 from .script import style, widget_script
 from .stored import to_html
 
@@ -118,7 +117,7 @@ class RoutingExplorer(anywidget.AnyWidget):
         self._edits = []  # the last ones that could be answered
         names, samples = list(self._models), samples or {}
         state = self._read(names[0], text)  # an unreadable text is the author's error: it raises
-        rows = self._rows(samples, held_out)
+        rows = sample_rows(self._models.values(), tokenizer, samples, LONGEST)
         start = _first_layer(self._models[names[0]].config, layer)
         super().__init__(model=names[0], layer=start, models=names, state=state, text=text)
         self.other_model = names[-1]
@@ -129,6 +128,7 @@ class RoutingExplorer(anywidget.AnyWidget):
         if held_out is not None:
             self.counted = "held-out text"
         if full:
+            rows = rows if held_out is None else held_out
             self.loads = {name: domain_loads(m, rows) for name, m in self._models.items()}
 
     def __repr__(self) -> str:
@@ -138,19 +138,6 @@ class RoutingExplorer(anywidget.AnyWidget):
         model = self._models[name]
         limit = min(LONGEST, model.config.max_length)
         return {**read(model, self._tokenizer, text, limit, edits), "model": name}
-
-    def _rows(self, samples: dict[str, str], held_out) -> dict[str, Tensor]:
-        """domain -> (b, t): the samples as token ids, or what was given in their place."""
-        rows = {}
-        for label, text in samples.items():
-            for model in self._models.values():
-                limit = min(LONGEST, model.config.max_length)
-                try:
-                    ids = token_ids(self._tokenizer, text, model.config.vocab_size, limit)
-                except CannotRead as refused:
-                    raise CannotRead(f"Sample {label!r}: {refused}") from None
-            rows[label] = torch.tensor([ids])
-        return rows if held_out is None else held_out
 
     # ------------------------------------------------------------------ what may be set
     @traitlets.validate("layer", "other_layer")
