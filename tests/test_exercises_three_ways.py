@@ -1,12 +1,15 @@
 """Checks of *Three ways to run experts*: what is right passes, each known mistake is named."""
 
 import math
+import statistics
 
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import einsum
 
+import minillama4 as ml4
+from minillama4.data.text import Corpus
 from minillama4.explore.exercises import three_ways
 
 CHECKS = (three_ways.break_even, three_ways.grouped_products, three_ways.dropped)
@@ -98,3 +101,39 @@ def test_a_product_for_each_token_is_named():
 def test_another_number_is_not_taken_for_a_known_mistake(tokens):
     verdict = three_ways.break_even(lambda: tokens)
     assert not verdict.right and "not it" in verdict.message
+
+
+def busiest(devices, load):
+    """What the busiest device has to do, by the mean; devices: expert ids of each."""
+    work = torch.stack([load[experts].sum() for experts in devices]).double()
+    return (work.max() / work.mean()).item()
+
+
+def by_falling_load(load):
+    devices = [[] for _ in range(4)]
+    for e in load.argsort(descending=True).tolist():
+        free = [device for device in devices if len(device) < 4]
+        min(free, key=lambda device: load[device].sum().item()).append(e)
+    return devices
+
+
+def test_a_placement_for_one_domain_is_hardly_better_elsewhere():
+    """What the answer of exercise 4 says."""
+    model = ml4.load(ml4.shipped("mini_scout"), dtype=torch.float32).eval()
+    corpus = Corpus.build(ml4.load_tokenizer(), "validation", tokens_per_domain=512)
+    loads = []  # of domains: layer expert
+    for batch in corpus.validation_batches(batch=4, length=128):
+        with ml4.trace(model) as seen, torch.no_grad():
+            model(batch.tokens)
+        choices = [seen.router[at].choice.flatten() for at in seen.router]
+        loads.append(torch.stack([choice.bincount(minlength=16) for choice in choices]))
+    placed = [by_falling_load(load) for load in loads[0]]
+    in_order = torch.arange(16).view(4, 4).tolist()
+
+    def mean(pairs):
+        return statistics.mean(busiest(devices, load) for devices, load in pairs)
+
+    there = mean(pair for load in loads[1:] for pair in zip(placed, load, strict=True))
+    numbered = mean((in_order, each) for load in loads[1:] for each in load)
+    assert mean(zip(placed, loads[0], strict=True)) < 1.15
+    assert 0.9 * numbered < there
