@@ -1,10 +1,10 @@
 """The checks of *Balance and collapse*: right answers pass, and every mistake is named."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from minillama4.explore.exercises import balance_and_collapse as exercises
+from tests.exercises import assert_mistakes_are_named, assert_unfinished_is_told, each
 
 CHECKS = [exercises.at_work, exercises.auxiliary_loss, exercises.bias_step]
 
@@ -35,21 +35,14 @@ def test_right_answers_pass():
     assert column.right  # (n, 1), as a router returns it
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@each(CHECKS)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 8
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=8)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@each(CHECKS)
 def test_an_unfinished_answer_is_told_so(check):
-    def stub(*given):
-        raise NotImplementedError
-
-    assert "still to do" in check(stub).message
-    assert "return missing" in check(lambda *given: None).message
+    assert_unfinished_is_told(check)
 
 
 def test_zero_times_its_logarithm_is_not_passed_over():

@@ -1,9 +1,9 @@
 """Checks of *The dense block*: they pass what is right, and name what is wrong."""
 
-import pytest
 from einops import einsum, rearrange
 
 from minillama4.explore.exercises import dense_block
+from tests.exercises import assert_mistakes_are_named, each
 
 CHECKS = [dense_block.rms_norm, dense_block.grouped_scores, dense_block.block_parameters]
 
@@ -31,12 +31,9 @@ def test_right_answers_pass():
     assert dense_block.block_parameters(right_count).right
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@each(CHECKS)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 8
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=8)
 
 
 def test_a_norm_that_overflows_in_half_precision_is_caught():

@@ -2,10 +2,10 @@
 
 import math
 
-import pytest
 import torch
 
 from minillama4.explore.exercises import rotary
+from tests.exercises import assert_mistakes_are_named, each
 
 CHECKS = [rotary.turn_vector, rotary.partners, rotary.slow_pairs]
 
@@ -39,12 +39,9 @@ def test_right_answers_pass():
     assert rotary.slow_pairs(right_count).right
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@each(CHECKS)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 7
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=7)
 
 
 def test_scouts_count_is_29():

@@ -8,6 +8,7 @@ from einops import einsum
 from minillama4.explore.exercises import broken_layers, router_by_hand
 from minillama4.explore.exercises.broken_layers import MISTAKES, Layer
 from minillama4.model.moe import MoE
+from tests.exercises import assert_mistakes_are_named, each
 
 
 def by_hand(layer, x):
@@ -47,12 +48,9 @@ def test_right_answers_pass():
     assert router_by_hand.is_broken(broken).right
 
 
-@pytest.mark.parametrize("check", [router_by_hand.expert_weights, router_by_hand.router_gradient])
+@each([router_by_hand.expert_weights, router_by_hand.router_gradient])
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 9
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=9)
 
 
 def test_weights_without_gradient_are_caught():

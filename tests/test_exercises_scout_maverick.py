@@ -3,6 +3,7 @@
 import pytest
 
 from minillama4.explore.exercises import scout_maverick_behemoth as exercises
+from tests.exercises import assert_mistakes_are_named, each
 
 CHECKS = (exercises.guard, exercises.half, exercises.outside)
 
@@ -17,12 +18,9 @@ def right_answer(total, active, experts, top_k):
     return total - experts * (total - active) / (experts - top_k)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@each(CHECKS)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 5
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=5)
 
 
 @pytest.mark.parametrize("answer", [12_001_097_217 + 2, 12e9, -1])

@@ -11,6 +11,7 @@ from einops import einsum
 import minillama4 as ml4
 from minillama4.data.text import Corpus
 from minillama4.explore.exercises import three_ways
+from tests.exercises import assert_mistakes_are_named, each
 
 CHECKS = (three_ways.break_even, three_ways.grouped_products, three_ways.dropped)
 
@@ -63,12 +64,9 @@ def test_what_is_right_passes():
     assert three_ways.dropped(share).right
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@each(CHECKS)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 5
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=5)
 
 
 def test_the_naive_form_and_copied_matrices_are_named():

@@ -3,6 +3,7 @@
 import pytest
 
 from minillama4.explore.exercises import what_sparsity_buys as checks
+from tests.exercises import assert_mistakes_are_named, assert_unfinished_is_told, each
 
 CHECKS = [checks.equal_total, checks.equal_compute, checks.finer]
 
@@ -33,22 +34,14 @@ def test_what_is_right_passes(check, answer):
     assert check(answer).right
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@each(CHECKS)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 7
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=7)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@each(CHECKS)
 def test_a_stub_and_an_error_are_told(check):
-    def stub(*_):
-        raise NotImplementedError
-
-    assert "still to do" in check(stub).message
-    assert "ZeroDivisionError" in check(lambda *_: 1 / 0).message
-    assert "return missing" in check(lambda *_: None).message
+    assert_unfinished_is_told(check)
 
 
 def test_unknown_mistakes_are_described():

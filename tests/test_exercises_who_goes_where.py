@@ -1,9 +1,9 @@
 """The checks of *Who goes where* pass what is right and name every known mistake."""
 
-import pytest
 import torch
 
 from minillama4.explore.exercises import who_goes_where as checks
+from tests.exercises import assert_mistakes_are_named, each
 
 ALL = [checks.effective_experts, checks.mutual_information, checks.suffers]
 
@@ -32,12 +32,9 @@ def test_right_answers_pass():
     assert checks.suffers(suffers).right
 
 
-@pytest.mark.parametrize("check", ALL, ids=lambda check: check.name)
+@each(ALL)
 def test_every_known_mistake_gets_its_own_message(check):
-    assert len(check.wrong) >= 4
-    for message, mistake in check.wrong.items():
-        verdict = check(mistake)
-        assert not verdict.right and verdict.message == message
+    assert_mistakes_are_named(check, at_least=4)
 
 
 def test_zeros_are_asked_for():
