@@ -42,6 +42,26 @@ class LayerMemory:
         pieces = zip([0, *ends[:-1]], ends, strict=True)
         return torch.cat([self._attend_piece(q, k, v, place, a, z) for a, z in pieces], dim=2)
 
+    def append(
+        self, k: Tensor, v: Tensor, start: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Remember one further token of each row, at position start[row]; k, v (b, k, d).
+
+        Returns all that these tokens may look at: keys and values (b, k, s, d), and where rows
+        stand at different places, which slots each of them sees, (b, s) bool; else None.
+        """
+        slots = [self.slot(position) for position in start]
+        top = max(slots) + 1
+        self._grow(k[:, :, None], top)
+        seen = None
+        if top == min(slots) + 1:
+            self.keys[:, :, top - 1], self.values[:, :, top - 1] = k, v
+        else:
+            slot, row = (torch.tensor(x, device=k.device) for x in (slots, range(len(slots))))
+            self.keys[row, :, slot], self.values[row, :, slot] = k, v
+            seen = torch.arange(top, device=k.device) <= slot[:, None]
+        return self.keys[:, :, :top], self.values[:, :, :top], seen
+
     def _borders(self, start: tuple[int, ...], length: int) -> list[int]:
         """Ends of the pieces within which no row steps over a chunk border."""
         if self.chunk is None:  # no borders; short pieces keep the mask of a long call small
@@ -169,3 +189,25 @@ class KVCache:
         self._halfway = False
         new = [length] * len(place.start) if place.real is None else place.real.sum(1).tolist()
         self.lengths = tuple(s + n for s, n in zip(place.start, new, strict=True))
+
+    def advance_by_one(self) -> None:
+        """Count one token in every row."""
+        self._halfway = False
+        self.lengths = tuple(length + 1 for length in self.lengths)
+
+    def select(self, rows: list[int]) -> KVCache:
+        """A copy that holds these rows alone, in this order; a row may come more than once.
+
+        So one prompt read once can be continued in many ways.
+        """
+        if self.lengths is None or self._halfway:
+            raise RuntimeError("Nothing whole to select from: read a prompt into this cache first.")
+        if not rows or not all(0 <= row < len(self.lengths) for row in rows):
+            raise IndexError(f"rows = {rows} must be from 0 to {len(self.lengths) - 1}, and some.")
+        other = KVCache(self.config)
+        other.lengths = tuple(self.lengths[row] for row in rows)
+        for mine, new in zip(self.layers, other.layers, strict=True):
+            if mine.keys is not None:
+                with torch.inference_mode(False):
+                    new.keys, new.values = mine.keys[rows].clone(), mine.values[rows].clone()
+        return other

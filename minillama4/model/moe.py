@@ -61,6 +61,8 @@ class Experts(nn.Module):
     def forward(self, tokens: Tensor, score: Tensor, choice: Tensor) -> Tensor:
         """tokens (n, m), score and choice (n, k) -> (n, m): each expert reads its tokens once."""
         k = choice.shape[1]
+        if len(tokens) == 1 and not torch.is_grad_enabled():  # decoding: nothing to sort
+            return self._one(tokens, score, choice[0].tolist())
         choice = choice.flatten()  # n·k pairs of token and expert
         pair = choice.argsort(stable=True)  # expert by expert
         source = pair // k  # the token of each pair
@@ -68,6 +70,14 @@ class Experts(nn.Module):
         load = choice.bincount(minlength=len(self.down))  # tokens per expert
         out = self._grouped(scaled, load) if self._can_group(scaled) else self._split(scaled, load)
         return torch.zeros_like(tokens).index_add(0, source, out.to(tokens.dtype))  # autocast
+
+    def _one(self, token: Tensor, score: Tensor, experts: list[int]) -> Tensor:
+        """One token (1, m), score (1, k), by its k experts."""
+        outs = [
+            swiglu(token * score[:, i : i + 1], self.gate_up[e], self.down[e])
+            for i, e in enumerate(experts)
+        ]
+        return outs[0] if len(outs) == 1 else sum(outs)
 
     def _can_group(self, x: Tensor) -> bool:
         """grouped_mm wants rows of whole 16 bytes and no float64; a few are faster one by one."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def at_least_float32(x: Tensor) -> Tensor:
     """bf16 and fp16 are widened, float32 and float64 stay: for sums that need the digits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

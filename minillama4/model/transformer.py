@@ -68,6 +68,7 @@ class Llama4(nn.Module):
         images: Tensor | None = None,
         cache: KVCache | None = None,
         attention_mask: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """tokens (b, t) int64 -> logits (b, t, v), in the model's dtype.
 
@@ -75,7 +76,9 @@ class Llama4(nn.Module):
         patch tokens without images are read as text.
         cache: continues where it stands, and is moved on; no gradients are kept then.
         attention_mask (b, t) bool: False at padding, which may stand on either side; logits
-        there mean nothing. ValueError or IndexError if shapes, ids or counts do not fit.
+        there mean nothing. last_only: logits of each row's last real token alone, (b, 1, v), which
+        is all that writing on needs; over a long text the others can outweigh the model.
+        ValueError or IndexError if shapes, ids or counts do not fit.
         """
         start = self._check(tokens, images, cache, attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
@@ -92,6 +95,7 @@ class Llama4(nn.Module):
             if cache is not None:
                 cache.advance(place, tokens.shape[1])
             x = x if back is None else _take(x, back)
+            x = _last(x, attention_mask) if last_only else x
             return self.head(self.norm(x))
 
     def _fuse(self, x: Tensor, tokens: Tensor, images: Tensor) -> Tensor:
@@ -167,6 +171,14 @@ def _padding_last(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None
         return x, None, None
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
     return _take(x, order), mask.gather(1, order), order.argsort(dim=1)
+
+
+def _last(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Each row's last real token, (b, 1, m)."""
+    if mask is None:
+        return x[:, -1:]
+    padding = mask.flip(1).int().argmax(1)  # behind the last real token of each row
+    return _take(x, (x.shape[1] - 1 - padding)[:, None])
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
