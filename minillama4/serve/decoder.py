@@ -45,7 +45,7 @@ def flat(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's weights as the step wants them: no module is called, no attribute looked up twice."""
+    """A block's weights as the step wants them; no module is called."""
 
     rope: bool
     qk_norm: bool
@@ -72,7 +72,7 @@ class Layer:
 
 
 class Decoder:
-    """Reads one token a row. ValueError for a model that was changed or is watched: see ``flat``."""
+    """Reads one token a row. ValueError for a model that was changed or is watched (``flat``)."""
 
     @torch.no_grad()
     def __init__(self, model: Llama4):
