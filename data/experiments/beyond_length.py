@@ -122,7 +122,7 @@ def measure_recall(model, kind: str, hay: Haystack) -> dict:
         "length": lengths,
         "accuracy": [accuracy for accuracy, _ in plain],
         "loss": [round(loss, 4) for _, loss in plain],
-        "accuracy_on_seen_facts": score(model, hay, lengths[0], split="train")[0],
+        "accuracy_train_split": score(model, hay, lengths[0], split="train")[0],
     }
     if kind in MAPPED:
         row["depth"] = DEPTHS
