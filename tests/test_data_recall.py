@@ -55,6 +55,9 @@ def test_a_depth_moves_the_asked_fact_and_nothing_else_is_tied_to_it():
     for depth in (0.0, 0.3, 1.0):
         asked = HAY.batch(1, 200, 400, split="test", hops=1, depth=depth)
         assert (asked.place / 397 - depth).abs().max() < 0.04
+    depths = torch.linspace(0, 1, 50)
+    asked = HAY.batch(1, 50, 400, split="test", depth=depths)
+    assert (asked.place[:, 0] / 397 - depths).abs().max() < 0.04
     free = HAY.batch(1, 2000, 400, split="test", hops=1).place.float()
     assert abs(free.mean() / 397 - 0.5) < 0.03
 

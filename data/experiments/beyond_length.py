@@ -1,6 +1,6 @@
 """Beyond the trained length: five kinds of attention, trained short and tested up to 16 times that.
 
-    python data/experiments/beyond_length.py     about 50 minutes on one core; start again to resume
+    python data/experiments/beyond_length.py     about an hour on one core; start again to resume
 
 RoPE everywhere     rotary positions in all four layers, each sees everything
 NoPE everywhere     no positions in any layer
@@ -12,7 +12,8 @@ The attention temperature is off in training and, below the trained length, woul
 trained models are read with it off and on. Two tasks, every model dense, four layers of width 64:
 
 recall    four facts in 16 to 64 tokens of noise, asked back (`minillama4.data.recall`; the facts
-          asked in the test stand in no training text). beyond_recall.json
+          names that stand together in a test stand together in no training text).
+          beyond_recall.json; the accuracy by the fact's depth, beyond_depth.json
 text      the six domains, rows of 128 tokens; loss by position in held-out rows of 2,048.
           beyond_text.json
 
@@ -41,9 +42,9 @@ TIMES = (1, 2, 4, 8, 16)  # the trained length
 SCALES = (0.1, 0.3)  # of the temperature; Llama 4 has 0.1
 RECALL = dict(length=64, steps=1500, rows=32, rate=3e-3)
 TEXT = dict(length=128, steps=500, rows=16, rate=8e-3)
-DEPTHS = [i / 8 for i in range(9)]
+EIGHTHS = range(8)  # of a text, in which the asked fact is put
 KINDS = ("RoPE everywhere", "NoPE everywhere", "iRoPE", "sliding window", "chunks alone")
-MAPPED = ("RoPE everywhere", "iRoPE")  # kinds whose accuracy is also measured by depth
+MAPPED = ("RoPE everywhere", "iRoPE")  # kinds trained again for a map by depth
 
 
 def make(kind: str, vocab_size: int, seed: int, **changes) -> ml4.Llama4:
@@ -96,6 +97,28 @@ def at_borders(model, hay: Haystack, length: int) -> dict:
 
 def learn_recall(kind: str, seed: int) -> dict:
     """Train on up to 64 tokens of noise; accuracy and loss from there to 16 times as many."""
+    model, history = train_recall(kind, seed)
+    learned = [row["validation"]["accuracy"] for row in history if "validation" in row]
+    return measure_recall(model, kind, Haystack()) | {"learned": learned}
+
+
+def learn_depth(kind: str, seed: int) -> dict:
+    """The same training; accuracy by the part of the text in which the asked fact stands.
+
+    At random places of each part: even steps of depth fall on chunk borders (a first map did, and
+    showed losses in iRoPE that were those of facts cut in two).
+    """
+    model, _ = train_recall(kind, seed)
+    lengths, draw = [RECALL["length"] * times for times in TIMES], torch.Generator().manual_seed(0)
+    depths = [(torch.rand(96, generator=draw) + part) / len(EIGHTHS) for part in EIGHTHS]
+    by_depth = [
+        [round(score(model, Haystack(), n, rows=96, depth=depth)[0], 4) for depth in depths]
+        for n in lengths
+    ]
+    return {"length": lengths, "by_depth": by_depth}
+
+
+def train_recall(kind: str, seed: int) -> tuple[ml4.Llama4, list[dict]]:
     hay, r = Haystack(), RECALL
     model = make(kind, hay.vocab_size, seed)
 
@@ -109,10 +132,7 @@ def learn_recall(kind: str, seed: int) -> dict:
 
     rules = dict(learning_rate=r["rate"], warmup=100, weight_decay=0.01, validate_every=250)
     settings = TrainSettings(r["steps"], seed=seed, **rules)
-    history = train(model, batches, settings, validate=validate, loss=answer_loss)
-    return measure_recall(model, kind, hay) | {
-        "learned": [row["validation"]["accuracy"] for row in history if "validation" in row]
-    }
+    return model, train(model, batches, settings, validate=validate, loss=answer_loss)
 
 
 def measure_recall(model, kind: str, hay: Haystack) -> dict:
@@ -124,12 +144,6 @@ def measure_recall(model, kind: str, hay: Haystack) -> dict:
         "loss": [round(loss, 4) for _, loss in plain],
         "accuracy_train_split": score(model, hay, lengths[0], split="train")[0],
     }
-    if kind in MAPPED:
-        row["depth"] = DEPTHS
-        row["by_depth"] = [
-            [score(model, hay, length, rows=32, depth=depth)[0] for depth in DEPTHS]
-            for length in lengths
-        ]
     row |= {f"{k}_at_2": round(v, 4) for k, v in at_borders(model, hay, lengths[1]).items()}
     if model.config.nope_layers:
         floor = RECALL["length"] + 2 * hay.facts + 1  # a training text with its questions
@@ -188,20 +202,24 @@ def learn_text(kind: str, seed: int, text: Text) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("task", nargs="*", choices=["recall", "text"], default=["recall", "text"])
+    tasks = ["recall", "depth", "text"]
+    parser.add_argument("task", nargs="*", choices=tasks, default=tasks)
+    torch.set_num_threads(1)
     for task in parser.parse_args().task:
         run(task)
 
 
 def run(task: str) -> None:
-    torch.set_num_threads(1)
     file = HERE / f"beyond_{task}.json"
     if file.exists():
         print(f"{file.name} is there: delete it to make it anew.")
         return
-    learn = learn_recall if task == "recall" else partial(learn_text, text=Text())
+    learn = {"recall": learn_recall, "depth": learn_depth}.get(task) or partial(
+        learn_text, text=Text()
+    )
+    kinds = MAPPED if task == "depth" else KINDS
     keep = HERE / f"beyond_{task}.part.json"  # finished runs, from which a second start goes on
-    runs = repeat({kind: (lambda seed, k=kind: learn(k, seed)) for kind in KINDS}, SEEDS, keep=keep)
+    runs = repeat({kind: (lambda seed, k=kind: learn(k, seed)) for kind in kinds}, SEEDS, keep=keep)
     runs.save(file, command="python data/experiments/beyond_length.py")
     keep.unlink()
 

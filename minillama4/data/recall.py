@@ -76,13 +76,15 @@ class Haystack:
         *,
         split: str = "train",
         hops: int | None = None,
-        depth: float | None = None,
+        depth: float | Tensor | None = None,
     ) -> Asked:
         """Texts of ``length`` tokens with their questions behind them, the same for (seed, step).
 
         A training text is followed by a question for each of its facts, a test text by one.
-        hops: of all questions; drawn for each where None. depth in [0, 1]: where in the text the
-        fact stands that the first question names. ValueError where it does not fit.
+        hops: of all questions; drawn for each where None. depth in [0, 1], one for all rows or
+        (rows,): where in the text the fact stands that a test question names (in a training text,
+        one of the facts). Even steps of depth can all fall on chunk borders: draw them at random.
+        ValueError where it does not fit.
         """
         self._check(length, split, hops, depth)
         generator = torch.Generator().manual_seed(mixed_seed(seed, 2 * step + SPLITS.index(split)))
@@ -118,7 +120,7 @@ class Haystack:
             missing &= ~fits
         return ring
 
-    def _places(self, rows: int, length: int, depth: float | None, generator) -> Tensor:
+    def _places(self, rows: int, length: int, depth: float | Tensor | None, generator) -> Tensor:
         """Where each fact begins, (rows, facts), at least one token of noise behind each.
 
         With a depth the first fact is there, and the others are anywhere.
@@ -126,16 +128,18 @@ class Haystack:
         free = length - 2 * self.facts  # choose among so many, then widen each choice to three
         score = torch.rand(rows, free, generator=generator)
         if depth is not None:
-            score[:, round(depth * (free - 1))] = 2.0
+            place = (torch.as_tensor(depth) * (free - 1)).round().long().expand(rows)
+            score[torch.arange(rows), place] = 2.0
         chosen = score.topk(self.facts).indices  # best first, which is no order of places
         return chosen + 2 * chosen.argsort(1).argsort(1)
 
-    def _check(self, length: int, split: str, hops: int | None, depth: float | None) -> None:
+    def _check(self, length: int, split: str, hops: int | None, depth) -> None:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; there are {' and '.join(SPLITS)}")
         if length < 3 * self.facts:
             raise ValueError(f"{self.facts} facts need {3 * self.facts} tokens, not {length}")
         if hops is not None and not 1 <= hops <= self.max_hops:
             raise ValueError(f"hops = {hops} must be from 1 to max_hops = {self.max_hops}")
-        if depth is not None and not 0 <= depth <= 1:
+        depths = torch.as_tensor(0.0 if depth is None else depth)
+        if not bool(((depths >= 0) & (depths <= 1)).all()):
             raise ValueError(f"depth = {depth} must be from 0 (the text's begin) to 1 (its end)")
