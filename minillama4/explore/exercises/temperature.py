@@ -114,7 +114,7 @@ scores = Check(
         "The scores are not divided by the square root of d.": lambda q, k, p, rope: (
             _right_scores(q, k, p, rope) * q.shape[-1] ** 0.5
         ),
-        "Nothing is warmed: the factor is missing, or you counted tokens from 0 where the positions "
+        "Nothing is warmed: the factor is missing, or you counted tokens from 0 where positions "
         "are given.": lambda q, k, p, rope: _scores(q, k),
     },
     praise="Queries of NoPE layers only, and by their true positions.",
