@@ -1,6 +1,6 @@
 """Does the attention temperature hold the entropy steady, and what does it do to the loss?
 
-    python data/experiments/temperature.py     about 15 minutes on one core; start again to resume
+    python data/experiments/temperature.py     about 7 minutes on one core; start again to resume
 
 long       the shipped mini Scout, trained with the temperature on (floor 128, scale 0.1) on rows
            of 512, reads up to 16,384 held-out tokens. A "seed" is a sample: one text of each of
