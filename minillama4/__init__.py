@@ -6,6 +6,7 @@ from .data.shipped import shipped
 from .data.tokenizer import load_tokenizer
 from .explore import trace
 from .model import KVCache, Llama4
+from .serve.generate import complete, generate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Llama4Config",
     "RopeScaling",
     "VisionConfig",
+    "complete",
+    "generate",
     "load",
     "load_tokenizer",
     "save",

@@ -9,6 +9,7 @@ for `tokenizer.special["<|eot|>"]` gets the special one.
 
 import base64
 import binascii
+import codecs
 import json
 import re
 from abc import ABC, abstractmethod
@@ -58,6 +59,18 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
         return b"".join(map(self._bytes_of, ids)).decode("utf-8", errors="replace")
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Text of `ids` as they come; a character is held back until its last byte is there.
+
+        Joined, the parts are what `decode` gives for all ids at once.
+        """
+        text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in ids:
+            if part := text.decode(self._bytes_of(int(token))):
+                yield part
+        if rest := text.decode(b"", final=True):
+            yield rest
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         r"""One printable string per token: a newline as \n, part of a character as \xe2."""
