@@ -43,9 +43,9 @@ samples = {"sums": "12 + 30 = 42", "prose": "The old house stood at the end of t
 CELL = f"view = routing_explorer(models, tokenizer, {TEXT!r}, samples, layer=1)\nview"
 
 
-def notebook():
+def notebook(code=SETUP + CELL):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # or Lab would ask
-    cells = [nbformat.v4.new_code_cell(SETUP + CELL)]
+    cells = [nbformat.v4.new_code_cell(code)]
     return nbformat.v4.new_notebook(cells=cells, metadata=kernel)
 
 
@@ -113,9 +113,9 @@ def run_notebook(browser, lab, home):
     """Open the notebook in JupyterLab, run it, and return the page; errors gather in `errors`."""
     names = (f"view-{number}.ipynb" for number in itertools.count())
 
-    def run(width=None):
+    def run(width=None, book=None):
         name = next(names)  # a new one: JupyterLab saves, and would show the last reader's view
-        nbformat.write(notebook(), home / name)
+        nbformat.write(book or notebook(), home / name)
         page = browser.new_page(viewport={"width": 1320, "height": 1000})
         page.set_default_timeout(60_000)
         page.errors = []
@@ -128,7 +128,7 @@ def run_notebook(browser, lab, home):
         if width is not None:  # now, because a narrow toolbar hides the kernel's name
             page.keyboard.press("Control+b")  # the file browser away
             page.set_viewport_size({"width": width, "height": 1000})
-        page.locator(".ml4-routing").scroll_into_view_if_needed()
+        page.locator(".ml4-routing").first.scroll_into_view_if_needed()
         return page
 
     return run
@@ -140,8 +140,8 @@ def run_cell(page):
         page.locator(".jp-Notebook .cm-content").first.click()
         page.keyboard.press("Control+Enter")
         try:
-            chip = page.locator(".ml4-token").first
-            sync_api.expect(chip).to_be_visible(timeout=1000 * seconds)
+            view = page.locator(".ml4-routing").first
+            sync_api.expect(view).to_be_visible(timeout=1000 * seconds)
             return
         except AssertionError:
             continue
@@ -166,18 +166,21 @@ def dark_theme(home):
 
 @pytest.fixture(scope="session")
 def exported(home):
+    return exported_pages(notebook(), home, "exported")
+
+
+def exported_pages(book, home, name):
     """What `jupyter nbconvert` makes of the executed and saved notebook, in light and dark."""
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
 
-    book = notebook()
     NotebookClient(book, resources={"metadata": {"path": str(ROOT)}}).execute()
     book.metadata.pop("widgets", None)
     for output in book.cells[0].outputs:  # as notebooks/execute.py saves it
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     pages = {}
     for theme in ("light", "dark"):
-        pages[theme] = home / f"exported-{theme}.html"
+        pages[theme] = home / f"{name}-{theme}.html"
         text = HTMLExporter(theme=theme).from_notebook_node(book)[0]
         pages[theme].write_text(text, encoding="utf-8")
     return pages
