@@ -2,7 +2,9 @@
 
 import torch
 
+import minillama4 as ml4
 from minillama4.explore.exercises import whole_model
+from minillama4.explore.judge import judge
 from minillama4.serve.memory import kv_bytes
 from tests.exercises import assert_mistakes_are_named, assert_unfinished_is_told, each
 
@@ -50,3 +52,28 @@ def test_a_set_that_may_be_empty_is_refused():
 
     verdict = whole_model.keep_top_p(answer)
     assert not verdict.right and "must stay" in verdict.message
+
+
+def test_the_open_exercise_ends_as_its_answer_says():
+    """Eight drafts find sums of one digit, with a carry, that the likeliest does not; no others."""
+    model = ml4.load(ml4.shipped("mini_scout"), dtype=torch.float32).requires_grad_(False)
+    tokenizer = ml4.load_tokenizer()
+
+    def found(sums, drafts, **how):
+        heads = [f"{a} + {b}:" for a, b in sums for _ in range(drafts)]
+        prompts = [[tokenizer.begin, *tokenizer.encode(head)] for head in heads]
+        texts = ml4.complete(model, prompts, 60, **how)
+        lines = [
+            (head + tokenizer.decode(text)).split("\n")[0]
+            for head, text in zip(heads, texts, strict=True)
+        ]
+        true = torch.tensor([judge("arithmetic", f"\n{line}\n").true for line in lines])
+        return true.reshape(len(sums), drafts)
+
+    with_carry = [(a, b) for a in range(5, 10) for b in range(5, 10)]
+    draw = dict(temperature=0.7, seed=0)
+    drafts = found(with_carry, 8, **draw)
+    assert 0.03 < drafts.float().mean() < 0.3 < 2 * drafts.any(1).float().mean()
+    assert found(with_carry, 1).float().mean() < drafts.any(1).float().mean() / 2
+    for others in ([(1, 2), (3, 3), (0, 4)], [(12, 35), (59, 63), (47, 18)]):
+        assert found(others, 8, **draw).float().mean() < 0.1
