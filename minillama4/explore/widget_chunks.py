@@ -129,9 +129,9 @@ def snapshot(view: ChunkExplorer) -> str:
     """The still picture: a line of characters for each layer, ● lit and · not, | at borders."""
     lines = [_head(view)]
     lines += [_line(view, level) for level in reversed(range(view.layers + 1))]
-    return f'<p><b>{escape(in_words(view))}</b></p>\n<pre style="line-height:1.3">' + (
-        "\n".join(lines) + "</pre>"
-    )
+    look = "line-height:1.3;font-family:monospace"  # some pages set <pre> in another font
+    said, rows = escape(in_words(view)), "\n".join(lines)
+    return f'<p><b>{said}</b></p>\n<pre style="{look}">{rows}</pre>'
 
 
 def _head(view: ChunkExplorer) -> str:
