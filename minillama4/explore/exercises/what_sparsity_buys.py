@@ -52,6 +52,9 @@ equal_total = Check(
             _stored_exactly
         ),
         "That is the width of one expert.": lambda c: c.expert_hidden,
+        "576 is the answer for this notebook's model alone: compute it from the config.": (
+            lambda c: 576
+        ),
     },
     praise="A dense layer so wide stores what the MoE layer stores, its router apart.",
 )
