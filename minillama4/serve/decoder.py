@@ -22,25 +22,24 @@ from torch import Tensor, nn
 from ..config import Llama4Config
 from ..model import KVCache, Llama4
 from ..model.attention import Attention, attention_temperature
-from ..model.moe import MoE, SwiGLU
+from ..model.moe import Experts, MoE, Router, SwiGLU
 from ..model.norm import RMSNorm, at_least_float32
 from ..model.rope import rope_frequencies, rotation
 from ..model.transformer import Block
 
-PLAIN = (nn.Linear, RMSNorm, nn.Embedding)
+KNOWN = (nn.ModuleList, nn.Embedding, nn.Linear, RMSNorm, Block, Attention, MoE, SwiGLU)
+KNOWN += (Router, Experts)
 
 
 def flat(model: nn.Module) -> bool:
-    """Can a ``Decoder`` stand in for this model? Not where anything in it was exchanged, or is
+    """Can a ``Decoder`` stand in for this model? Not where any part of it was exchanged, or is
     being watched or steered by hooks: those act on modules, which a decoder does not call."""
     if type(model) is not Llama4:
         return False
-    parts = [part for block in model.blocks for part in (block.attention, block.ffn)]
-    known = all(type(part) in (Attention, MoE, SwiGLU) for part in parts)
-    linears = (part for part in model.modules() if isinstance(part, PLAIN))
-    own = known and all(type(part) in PLAIN for part in linears)
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
-    return own and not hooked and all(type(block) is Block for block in model.blocks)
+    parts = [*model.blocks.modules(), model.embed, model.norm, model.head]
+    own = all(type(part) in KNOWN for part in parts)
+    hooked = (part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    return own and not any(hooked)
 
 
 @dataclass(frozen=True)

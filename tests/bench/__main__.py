@@ -31,7 +31,7 @@ difference  between the two results (all gradients too, in training), relative; 
             anything is timed. Empty: the two compute different things
 1T, 2T      threads: CPU time of the process with one, wall time with more; float32, eager mode,
             same weights, same process
-prefill     minillama4 returns logits for every position, transformers only for the last
+prefill     both return the logits of the last position alone
 MiB         attention's peak memory beyond its inputs, its mask included; ours, then the other's
 """
 
