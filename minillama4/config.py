@@ -204,8 +204,8 @@ class Llama4Config:
         The fields named in ``BEHEMOTH_ESTIMATED`` are an estimate: one layout among many
         that gives the public totals. Text only.
         """
-        sizes = dict(width=16_384, layers=96, heads=128, kv_heads=8, expert_hidden=24_064)
-        return cls(dense_hidden=48_128, **sizes).replace(**changes)
+        sizes = dict(width=16_384, layers=96, heads=128, kv_heads=8, expert_hidden=24_000)
+        return cls(dense_hidden=48_000, **sizes).replace(**changes)
 
     @classmethod
     def mini(cls, **changes) -> Llama4Config:
