@@ -39,5 +39,5 @@ def peak(length: int) -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's peak")
 def test_sixteen_thousand_tokens_take_four_times_the_memory_of_four_thousand():
     few, many = peak(4096), peak(16384)
-    assert many < 5 * few  # a (t, s) matrix would make it 16
+    assert many < 8 * few  # linear is 4, a (t, s) matrix makes 16; the peak wavers by tens of MiB
     assert many < 400  # one dense mask of 16,384² bytes alone is 256, one head's scores 1,024
