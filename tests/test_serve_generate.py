@@ -6,7 +6,15 @@ import torch
 import minillama4 as ml4
 from minillama4.serve import generate as writing
 from minillama4.serve.generate import ENDED
-from tests.reference import full_precision, hf_twin, random_tokens, small
+from tests.reference import (
+    full_precision,
+    hf_twin,
+    place_patches,
+    random_images,
+    random_tokens,
+    small,
+    small_multimodal,
+)
 
 NEW = 30  # over three chunk borders and more
 
@@ -40,6 +48,34 @@ def test_rows_of_unequal_prompts_are_continued_as_alone(way):
     prompts = [random_tokens(model.config, 1, n, n)[0].tolist() for n in (23, 8, 3)]
     alone = [ml4.complete(model, prompt, NEW)[0] for prompt in prompts]
     assert ml4.complete(model, prompts, NEW) == alone
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_are_continued_as_alone(side, way):
+    model = small()
+    prompts = [random_tokens(model.config, 1, n, n)[0] for n in (19, 8, 1)]
+    options = dict(batch_first=True, padding_side=side)
+    tokens = torch.nn.utils.rnn.pad_sequence(prompts, **options)
+    real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(p) for p in prompts], **options).bool()
+    alone = [ml4.complete(model, prompt, NEW)[0] for prompt in prompts]
+    assert ml4.complete(model, tokens, NEW, attention_mask=real) == alone
+
+
+def test_an_image_in_the_prompt_is_read_once(way):
+    model = small_multimodal()
+    tokens = place_patches(model.config, random_tokens(model.config, 1, 11), (0, 3))
+    images = random_images(model.config, 2, torch.float64)
+    for image in images[:, None]:
+        text = tokens.clone()
+        for written in ml4.complete(model, tokens, 6, images=image)[0]:
+            with torch.no_grad():
+                logits = model(text, images=image)[0, -1]
+            assert logits.argmax() == written
+            if written == model.config.patch_token:  # then the full text would want a second image
+                break
+            text = torch.cat([text, torch.tensor([[written]])], dim=1)
+    one, other = (ml4.complete(model, tokens, NEW, images=image) for image in images[:, None])
+    assert one != other
 
 
 def test_a_row_ends_with_its_stop_token(way):
