@@ -1,0 +1,267 @@
+"""Modules that compute from packed Int4 weights, in the places of Linear and Experts.
+
+    quantize_model(model)                   # routed and shared experts, as both published schemes
+    quantize_model(model, what="blocks")    # attention and dense layers too
+    quantize_model(model, what="all")       # and the head
+
+The router is never quantised: it is small, and a score that moves can send a token to another
+expert. Embedding, norms and vision keep their precision as well. Source: spec, section 14.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..model import Llama4
+from ..model.moe import Experts, MoE, swiglu
+from .int4 import GROUP, PER_WORD, dequantize, quantize, unpack
+
+WHAT = ("experts", "blocks", "all")
+FEW = 64  # rows up to which a product is bound by reading weights: beyond, they are unpacked first
+
+
+class CpuWeight:
+    """One weight as torch's CPU kernel reads it: x (n, in), rounded to bfloat16 -> (n, out) bf16.
+
+    The kernel takes scales in bfloat16, so Meta's float32 ones are rounded (by 2^-9 at most).
+    """
+
+    def __init__(self, packed: Tensor, scale: Tensor):
+        nibbles = unpack(packed).to(torch.int32) + 8
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)
+        steps = scale.to(torch.bfloat16).T  # in / group, out
+        self.scales = torch.stack([steps, torch.zeros_like(steps)], dim=-1)  # no zero points
+        self.group = nibbles.shape[1] // scale.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(torch.bfloat16)  # with float32 activations this kernel is fifty times slower
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group, self.scales)
+
+    @staticmethod
+    def can_hold(packed: Tensor, scale: Tensor) -> bool:
+        group = packed.shape[-1] * PER_WORD // scale.shape[-1]
+        return packed.device.type == "cpu" and packed.shape[-2] % 16 == 0 and group in (32, 64, 128)
+
+
+class Int4Linear(nn.Module):
+    """x (..., in) -> (..., out), as a Linear without bias; ``packed`` and ``scale`` as in int4."""
+
+    def __init__(self, in_features: int, out_features: int, group: int = GROUP, dtype=None):
+        super().__init__()
+        words = torch.empty(out_features, in_features // PER_WORD, dtype=torch.int32)
+        self.register_buffer("packed", words)
+        self.register_buffer("scale", torch.empty(out_features, in_features // group, dtype=dtype))
+        self._cpu: CpuWeight | None = None
+
+    @classmethod
+    def of(cls, packed: Tensor, scale: Tensor) -> Int4Linear:
+        """Around these two tensors, without a copy."""
+        with torch.device("meta"):
+            new = cls(packed.shape[1] * PER_WORD, packed.shape[0])
+        new.packed, new.scale = packed, scale
+        return new
+
+    @property
+    def in_features(self) -> int:
+        return self.packed.shape[1] * PER_WORD
+
+    @property
+    def out_features(self) -> int:
+        return self.packed.shape[0]
+
+    def extra_repr(self) -> str:
+        group = self.in_features // self.scale.shape[1]
+        return f"in_features={self.in_features}, out_features={self.out_features}, group={group}"
+
+    def weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Unpacked, (out, in); dtype None: the scale's."""
+        return dequantize(self.packed, self.scale, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if rows > FEW or (torch.is_grad_enabled() and x.requires_grad):
+            return F.linear(x, self.weight(x.dtype))
+        if x.is_cuda:
+            from .int4_triton import linear
+
+            return linear(x.flatten(0, -2), self.packed, self.scale).view(*x.shape[:-1], -1)
+        if x.dtype == torch.bfloat16 and CpuWeight.can_hold(self.packed, self.scale):
+            return self.on_cpu(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight(x.dtype))  # exact in x's own precision
+
+    def on_cpu(self, x: Tensor) -> Tensor:
+        """x (n, in) of any dtype -> (n, out) bfloat16, through torch's Int4 kernel."""
+        if self._cpu is None:
+            self._cpu = CpuWeight(self.packed, self.scale)
+        return self._cpu(x)
+
+    def _apply(self, fn, recurse=True):
+        self._cpu = None  # moved or cast: what was made of the old tensors goes
+        return super()._apply(fn, recurse)
+
+
+class Int4Experts(nn.Module):
+    """The routed experts of a layer; the same call and result as ``model.moe.Experts``.
+
+    gate_up_packed (e, 2f, m/8), gate_up_scale (e, 2f, m/group), gate rows first; down_packed
+    (e, m, f/8), down_scale (e, m, f/group). Experts are stored (out, in), unlike in ``Experts``.
+    """
+
+    NAMES = ("gate_up_packed", "gate_up_scale", "down_packed", "down_scale")
+
+    def __init__(self, experts: int, width: int, hidden: int, group: int = GROUP, dtype=None):
+        super().__init__()
+        for name, rows, columns in (("gate_up", 2 * hidden, width), ("down", width, hidden)):
+            words = torch.empty(experts, rows, columns // PER_WORD, dtype=torch.int32)
+            scale = torch.empty(experts, rows, columns // group, dtype=dtype)
+            self.register_buffer(f"{name}_packed", words)
+            self.register_buffer(f"{name}_scale", scale)
+        self._cpu: dict[int, tuple[CpuWeight, CpuWeight]] = {}
+
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Int4Experts:
+        """Around the four tensors of ``NAMES``, in this order, without a copy."""
+        e, width, words = tensors[2].shape
+        with torch.device("meta"):
+            new = cls(e, width, words * PER_WORD)
+        for name, tensor in zip(cls.NAMES, tensors, strict=True):
+            setattr(new, name, tensor)
+        return new
+
+    def extra_repr(self) -> str:
+        e, width, words = self.down_packed.shape
+        return f"experts={e}, width={width}, hidden={words * PER_WORD}"
+
+    def weights(self, expert: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """gate_up (2f, m) and down (m, f) of one expert, unpacked."""
+        gate_up = dequantize(self.gate_up_packed[expert], self.gate_up_scale[expert], dtype)
+        return gate_up, dequantize(self.down_packed[expert], self.down_scale[expert], dtype)
+
+    def forward(self, tokens: Tensor, score: Tensor, choice: Tensor) -> Tensor:
+        """tokens (n, m), score and choice (n, k) -> (n, m)."""
+        k = choice.shape[1]
+        trains = torch.is_grad_enabled() and tokens.requires_grad
+        if tokens.is_cuda and len(tokens) * k <= FEW and not trains:
+            from .int4_triton import experts
+
+            pairs = tokens.repeat_interleave(k, 0) if k > 1 else tokens
+            out = experts(pairs, score.flatten(), choice.flatten(), *self.tensors())
+            return out.unflatten(0, (-1, k)).sum(1) if k > 1 else out
+        choice = choice.flatten()
+        pair = choice.argsort(stable=True)  # expert by expert
+        source = pair // k
+        scaled = tokens[source] * score.flatten()[pair, None]
+        load = choice.bincount(minlength=len(self.down_packed)).tolist()
+        hit = [(e, n) for e, n in enumerate(load) if n]
+        parts = zip(scaled.split([n for _, n in hit]), hit, strict=True)
+        out = torch.cat([self.one(part, e) for part, (e, _) in parts])
+        return torch.zeros_like(tokens).index_add(0, source, out)
+
+    def one(self, x: Tensor, expert: int) -> Tensor:
+        """x (n, m), already scaled, through one expert; (n, m)."""
+        quick = len(x) <= FEW and x.dtype == torch.bfloat16 and not x.requires_grad
+        if quick and self.can_run_on_cpu():
+            return self.on_cpu(x, expert)
+        gate_up, down = self.weights(expert, x.dtype)
+        return swiglu(x, gate_up.T, down.T)
+
+    def on_cpu(self, x: Tensor, expert: int) -> Tensor:
+        """The same through torch's Int4 kernel; (n, m) bfloat16."""
+        if expert not in self._cpu:
+            wide, back = ((t[expert] for t in pair) for pair in self.pairs())
+            self._cpu[expert] = CpuWeight(*wide), CpuWeight(*back)
+        wide, back = self._cpu[expert]
+        gate, up = wide(x).chunk(2, dim=-1)
+        return back(F.silu(gate) * up)
+
+    def can_run_on_cpu(self) -> bool:
+        return all(CpuWeight.can_hold(*pair) for pair in self.pairs())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in self.NAMES)
+
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        t = self.tensors()
+        return t[:2], t[2:]
+
+    def _apply(self, fn, recurse=True):
+        self._cpu = {}
+        return super()._apply(fn, recurse)
+
+
+# ---------------------------------------------------------------------- a whole model
+@torch.no_grad()
+def quantize_model(
+    model: Llama4, what: str = "experts", group: int = GROUP, convention="compressed-tensors"
+) -> Llama4:
+    """Replace weights by Int4 ones, in place, a layer at a time; returns the same model.
+
+    what: "experts" (routed and shared), "blocks" (also attention and dense layers) or "all" (also
+    the head). ValueError for another word, sizes that groups do not divide, or a model that is
+    quantised already: rounding twice would lose twice.
+    """
+    check_what(what)
+    if is_int4(model):
+        raise ValueError("This model is in Int4 already: load the original weights again.")
+    check_groups(model.config, what, group)
+    for block in tqdm(model.blocks, desc="quantising", leave=False):
+        if isinstance(block.ffn, MoE):
+            block.ffn.experts = quantize_experts(block.ffn.experts, group, convention)
+            _replace(block.ffn.shared, ("gate", "up", "down"), group, convention)
+        elif what != "experts":
+            _replace(block.ffn, ("gate", "up", "down"), group, convention)
+        if what != "experts":
+            _replace(block.attention, ("q", "k", "v", "o"), group, convention)
+    if what == "all":
+        _replace(model, ("head",), group, convention)
+    return model
+
+
+def quantize_experts(experts: Experts, group: int, convention: str) -> Int4Experts:
+    """One expert at a time, so that never more than one lies unpacked beside the result."""
+    made = []
+    for gate_up, down in zip(experts.gate_up, experts.down, strict=True):
+        pair = quantize(gate_up.T, group, convention), quantize(down.T, group, convention)
+        made.append((*pair[0], *pair[1]))
+    return Int4Experts.of(*(torch.stack(each) for each in zip(*made, strict=True)))
+
+
+def _replace(parent: nn.Module, names: tuple[str, ...], group: int, convention: str) -> None:
+    for name in names:
+        weight = getattr(parent, name).weight
+        setattr(parent, name, Int4Linear.of(*quantize(weight, group, convention)))
+
+
+def check_what(what: str) -> None:
+    if what not in WHAT:
+        raise ValueError(f"what = {what!r} is none of {', '.join(WHAT)}.")
+
+
+def check_groups(config, what: str, group: int) -> None:
+    """Every quantised weight's inputs must be whole groups, and every group whole words."""
+    c = config
+    inputs = {"width": c.width, "expert_hidden": c.expert_hidden}
+    if what != "experts":
+        inputs |= {"heads · head_width": c.heads * c.head_width}
+        if len(c.moe_layers) < c.layers:
+            inputs |= {"dense_hidden": c.dense_hidden}
+    wrong = [f"{name} = {size}" for name, size in inputs.items() if size % group]
+    if group % PER_WORD or wrong:
+        told = ", ".join(wrong) or f"group = {group}, which is not a multiple of {PER_WORD}"
+        raise ValueError(f"Groups of {group} weights do not fit {told}: choose another group.")
+    if what == "all" and c.tied:
+        raise ValueError("The head is the embedding table in this model: quantise its blocks only.")
+
+
+def is_int4(model: nn.Module) -> bool:
+    """Is any part of this model in Int4?"""
+    return any(isinstance(part, Int4Linear | Int4Experts) for part in model.modules())
+
+
+def int4_bytes(model: nn.Module) -> int:
+    """Bytes of all packed weights and their scales."""
+    parts = [part for part in model.modules() if isinstance(part, Int4Linear | Int4Experts)]
+    return sum(t.nbytes for part in parts for t in part.buffers())
