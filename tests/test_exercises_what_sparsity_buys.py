@@ -47,6 +47,8 @@ def test_a_stub_and_an_error_are_told(check):
 def test_unknown_mistakes_are_described():
     assert "7" in checks.equal_total(lambda c: 7).message
     assert "7" in checks.equal_compute(lambda *_: 7).message
+    sister = checks.equal_total(lambda c: c.replace(moe_at=()))
+    assert sister.message == "equal_total returns Llama4Config; a number is expected."
     assert "a config is expected" in checks.finer(lambda c: (3, 17)).message
     more = checks.finer(lambda c: c.replace(top_k=c.top_k + 1)).message
     assert "active" in more

@@ -20,12 +20,23 @@ def _config(seed: int) -> Llama4Config:
     return Llama4Config.nano(**sizes)
 
 
+class _NumberCheck(Check):
+    """A check of an answer that is one number."""
+
+    def _describe(self, given, cases) -> str:
+        for value in given:
+            if not isinstance(value, int | float):
+                kind = type(value).__name__
+                return f"{self.name} returns {kind}; a number is expected."
+        return super()._describe(given, cases)
+
+
 # ---------------------------------------------------------------------- 1: equal total
 def _stored_exactly(c: Llama4Config) -> float:
     return (c.experts + 1) * c.expert_hidden + c.experts / 3
 
 
-equal_total = Check(
+equal_total = _NumberCheck(
     "equal_total",
     reference=lambda c: (c.experts + 1) * c.expert_hidden,
     inputs=lambda seed: (_config(seed),),
@@ -81,7 +92,7 @@ def _pair(seed: int) -> tuple[Llama4Config, Llama4Config, int]:
     return moe, dense, 1000 * (seed + 1)
 
 
-equal_compute = Check(
+equal_compute = _NumberCheck(
     "equal_compute",
     reference=_ratio(_cost),
     inputs=_pair,
@@ -103,6 +114,15 @@ equal_compute = Check(
         ),
         "The head is missing: every token is compared with the whole vocabulary.": _ratio(
             lambda c: _cost(c) - c.parameters().text["head"]
+        ),
+        "You compared the widths alone: attention and head cost as well.": lambda m, d, n: (
+            n * (m.top_k + 1) * m.expert_hidden / d.dense_hidden
+        ),
+        "That is the ratio of the costs; a number of steps is asked for.": lambda m, d, n: (
+            _cost(m) / _cost(d)
+        ),
+        "180 is the answer for this notebook's models alone: compute it from the configs.": (
+            lambda m, d, n: 180
         ),
         "Both would get equally many steps: the dense model would cost more.": lambda m, d, n: n,
     },
@@ -188,5 +208,5 @@ finer = _ConfigCheck(
         ),
         "A quarter of the width, where half is asked for.": _half(_twice, _twice, part=4),
     },
-    praise="Active and stored are what they were, in smaller pieces.",
+    praise="Active and stored are what they were, the router apart, in smaller pieces.",
 )
