@@ -39,7 +39,7 @@ def set_up(extras, gpu=False):
     if not had or (gpu and "gpu" not in had):
         make_environment()
     STATE.write_text("")  # from here to the end the environment counts as unfinished
-    wanted |= had & {"notebooks", "dev", "browser", "gpu"}
+    wanted |= had & {"notebooks", "dev", "gguf", "browser", "gpu"}
 
     install_torch("gpu" in wanted)
     names = ",".join(sorted(wanted - {"gpu"}))
@@ -113,14 +113,14 @@ def stop(message):
 
 def lab(args):
     """open JupyterLab on the first notebook; further arguments go to JupyterLab"""
-    set_up(["notebooks"], args.gpu)
+    set_up(["notebooks", "gguf"], args.gpu)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is JupyterLab's: it asks, then ends
     return python("-m", "jupyterlab", ROOT / FIRST_NOTEBOOK, *args.rest)
 
 
 def test(args):
     """lint, unit tests, then all notebooks; arguments after -- go to pytest"""
-    set_up(["notebooks", "dev"], args.gpu)
+    set_up(["notebooks", "dev", "gguf"], args.gpu)
     stages = {
         "lint": [["ruff", "check"], ["ruff", "format", "--check"]],
         "unit": [["pytest", *args.rest]],
@@ -143,19 +143,19 @@ def test(args):
 
 def bench(args):
     """measure the library's speed; further arguments go to tests/bench"""
-    set_up(["notebooks", "dev"], args.gpu)
+    set_up(["notebooks", "dev", "gguf"], args.gpu)
     return python("-m", "tests.bench", *args.rest)
 
 
 def notebooks(args):
     """run and save the notebooks: all of them, or those whose path contains a given word"""
-    set_up(["notebooks", "dev"], args.gpu)
+    set_up(["notebooks", "dev", "gguf"], args.gpu)
     return python("notebooks/execute.py", *args.rest)
 
 
 def handouts(args):
     """write hand-outs for students, instructor and nbgrader: [word ...] [--out DIR]"""
-    set_up(["notebooks", "dev"], args.gpu)
+    set_up(["notebooks", "dev", "gguf"], args.gpu)
     return python("-m", "notebooks.handouts", *args.rest)
 
 
@@ -169,7 +169,7 @@ def browser(args):
 
 def setup(args):
     """only set up .venv, with all that `lab` and `test` need"""
-    set_up(["notebooks", "dev"], args.gpu)
+    set_up(["notebooks", "dev", "gguf"], args.gpu)
     print(f"Its Python is {PYTHON.relative_to(ROOT)}")
     return 0
 

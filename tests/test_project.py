@@ -36,7 +36,7 @@ START = load_start()
 
 # Dependencies ------------------------------------------------------------------------------------
 
-REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *EXTRAS["dev"]]
+REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *EXTRAS["dev"], *EXTRAS["gguf"]]
 
 
 @pytest.mark.parametrize("line", REQUIREMENTS, ids=lambda line: Requirement(line).name)
@@ -61,8 +61,8 @@ def test_conda_takes_everything_but_python_and_pip_from_pyproject():
     assert channel == "conda-forge"
     assert python.split("=")[1] in ("3.10", "3.11", "3.12")
     extra_index = f"--extra-index-url {START.CPU_INDEX}"
-    assert rest == ["pip", "pip:", extra_index, "-e .[notebooks,dev]"]
-    assert {"notebooks", "dev"} <= EXTRAS.keys()
+    assert rest == ["pip", "pip:", extra_index, "-e .[notebooks,dev,gguf]"]
+    assert {"notebooks", "dev", "gguf"} <= EXTRAS.keys()
 
 
 # start.py ----------------------------------------------------------------------------------------

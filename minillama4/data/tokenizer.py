@@ -113,6 +113,10 @@ class JsonTokenizer(Tokenizer):
         text.encode("utf-8")  # a lone surrogate fails here, with a message that says so
         return self._model.encode(text, add_special_tokens=False).ids
 
+    def definition(self) -> dict:
+        """The whole tokenizer.json: merges, special tokens, how text is cut. For exports."""
+        return json.loads(self._model.to_str())
+
 
 def _byte_table(path: Path, vocabulary: dict[str, int], special: dict[str, int]) -> list[bytes]:
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
