@@ -23,6 +23,17 @@ WHAT = ("experts", "blocks", "all")
 FEW = 64  # rows up to which a product is bound by reading weights: beyond, they are unpacked first
 
 
+def gpu_kernels(x: Tensor):
+    """``int4_triton`` where it can multiply x: on a GPU, in 16 bits, with Triton installed."""
+    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    try:
+        from . import int4_triton
+    except ImportError:  # Windows
+        return None
+    return int4_triton
+
+
 class CpuWeight:
     """One weight as torch's CPU kernel reads it: x (n, in), rounded to bfloat16 -> (n, out) bf16.
 
@@ -84,10 +95,9 @@ class Int4Linear(nn.Module):
         rows = x.numel() // x.shape[-1]
         if rows > FEW or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight(x.dtype))
-        if x.is_cuda:
-            from .int4_triton import linear
-
-            return linear(x.flatten(0, -2), self.packed, self.scale).view(*x.shape[:-1], -1)
+        if (kernels := gpu_kernels(x)) and self.out_features % kernels.LEAST == 0:
+            out = kernels.linear(x.flatten(0, -2), self.packed, self.scale)
+            return out.view(*x.shape[:-1], -1)
         if x.dtype == torch.bfloat16 and CpuWeight.can_hold(self.packed, self.scale):
             return self.on_cpu(x.flatten(0, -2)).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight(x.dtype))  # exact in x's own precision
@@ -144,11 +154,10 @@ class Int4Experts(nn.Module):
         """tokens (n, m), score and choice (n, k) -> (n, m)."""
         k = choice.shape[1]
         trains = torch.is_grad_enabled() and tokens.requires_grad
-        if tokens.is_cuda and len(tokens) * k <= FEW and not trains:
-            from .int4_triton import experts
-
+        few = len(tokens) * k <= FEW and not trains
+        if few and (kernels := gpu_kernels(tokens)):
             pairs = tokens.repeat_interleave(k, 0) if k > 1 else tokens
-            out = experts(pairs, score.flatten(), choice.flatten(), *self.tensors())
+            out = kernels.experts(pairs, score.flatten(), choice.flatten(), *self.tensors())
             return out.unflatten(0, (-1, k)).sum(1) if k > 1 else out
         choice = choice.flatten()
         pair = choice.argsort(stable=True)  # expert by expert
