@@ -1,4 +1,4 @@
-"""Parameters counted from the configuration alone: in all, and active for one token.
+"""Parameters and cache entries, counted from the configuration alone.
 
 Source: arithmetic on the shapes of the published checkpoints; equal to ``sum(p.numel())``
 of the model (a test compares them on the meta device, Scout and Maverick included).
@@ -66,6 +66,19 @@ def count_parameters(config: Llama4Config) -> ParameterCount:
     }
     active = dict(text) | {"routed experts": moe * c.top_k * swiglu * c.expert_hidden}
     return ParameterCount(text, _vision(c.vision, m) if c.vision else {}, active)
+
+
+def kv_entries(config: Llama4Config, length: int, chunked: bool = True) -> list[int]:
+    """Keys (and as many values) that each layer holds at most while ``length`` tokens are read.
+
+    A RoPE layer needs one chunk, and may forget it at a border; a window holds as many. A NoPE
+    layer keeps all. chunked=False: every layer keeps all, as Meta's reference code reserves it.
+    """
+    if length < 0:
+        raise ValueError(f"length must be a number of tokens, 0 or more, not {length}.")
+    bounded = chunked and config.chunk is not None
+    near = min(length, config.chunk) if bounded else length
+    return [length if at in config.nope_layers else near for at in range(config.layers)]
 
 
 def _vision(v: VisionConfig, text_width: int) -> dict[str, int]:

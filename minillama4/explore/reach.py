@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..config import Llama4Config
+from ..count import kv_entries as kv_entries  # counted there, for serving as well
 from .trace import trace
 
 AT_ONCE = 16_384  # tokens in one batch of perturbed texts
@@ -94,16 +95,6 @@ def seen_before(config: Llama4Config, layer: int, length: int, window: bool = Fa
     if layer in config.nope_layers or config.chunk is None:
         return t
     return t.clamp(max=config.chunk - 1) if window else t % config.chunk
-
-
-def kv_entries(config: Llama4Config, length: int) -> list[int]:
-    """Keys (and as many values) that each layer holds at most while ``length`` tokens are read.
-
-    A RoPE layer needs one chunk, and may forget it at a border; a window holds as many. A NoPE
-    layer keeps all.
-    """
-    near = length if config.chunk is None else min(length, config.chunk)
-    return [length if at in config.nope_layers else near for at in range(config.layers)]
 
 
 def _states(model, tokens: Tensor, disturbed: Tensor | None) -> Tensor:
