@@ -358,7 +358,7 @@ def test_what_cannot_be_is_refused(call, message):
 
 
 def test_a_dtype_is_one_of_torch():
-    with pytest.raises(TypeError, match="must be a torch.dtype such as .*, not 'fp8'"):
+    with pytest.raises(TypeError, match="dtype must be a torch"):
         plan(SCOUT, cache="fp8")
 
 
