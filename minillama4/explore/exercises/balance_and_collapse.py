@@ -12,6 +12,25 @@ from ..checks import Check, Verdict
 from ..routing import effective_experts
 
 
+@dataclass(frozen=True)
+class CountingCheck(Check):
+    """A check that adds what a common error of counting means, where it comes up."""
+
+    def _judge(self, answer) -> Verdict:
+        try:
+            return super()._judge(answer)
+        except RuntimeError as error:
+            if "The size of tensor" not in str(error):
+                raise
+            hint = "Does your count of the load leave out an idle last expert? See minlength."
+            return Verdict(False, f"{hint} (Your code stopped: {error})")
+
+    def _describe(self, given: list, cases: list[tuple]) -> str:
+        if any(isinstance(v, Tensor | float) and torch.as_tensor(v).isnan().any() for v in given):
+            return "You have nan: 0 · ln 0 is 0 here, and nan for the computer. Leave zeros out."
+        return super()._describe(given, cases)
+
+
 # ---------------------------------------------------------------------- 1: how many are at work
 def _load(seed: int) -> tuple[Tensor]:
     """(e,) int64; some experts have no token."""
@@ -29,7 +48,7 @@ def _of_counts(load: Tensor) -> float:
     return torch.special.entr(load.double()).sum().exp().item()
 
 
-at_work = Check(
+at_work = CountingCheck(
     "at_work",
     reference=lambda load: effective_experts(load).item(),
     inputs=_load,
@@ -43,6 +62,11 @@ at_work = Check(
         "Take shares, not counts: divide the load by its sum first.": _of_counts,
         "The logarithm is to base 2 and the exponential is e to the power: take both to one "
         "base.": lambda load: math.exp(_entropy(load) / math.log(2)),
+        "The exponential is to base 2 and the logarithm is the natural one: take both to one "
+        "base.": lambda load: 2 ** _entropy(load),
+        "A softmax of the counts is no share: divide the load by its sum.": lambda load: (
+            torch.special.entr(load.double().softmax(0)).sum().exp().item()
+        ),
         "That is 1 / Σ p², which counts too, but another way: the exponential of the entropy is "
         "asked for.": lambda load: 1 / (load / load.sum()).double().square().sum().item(),
         "You divided by the largest possible entropy: leave it as it is.": lambda load: math.exp(
@@ -90,7 +114,7 @@ def _gradient(answer) -> Tensor | None:
     logits, choice = _routing(1)
     logits.requires_grad_()
     out = answer(logits, choice)
-    if not out.requires_grad:
+    if not isinstance(out, Tensor) or not out.requires_grad:
         return None
     return torch.autograd.grad(out, logits, allow_unused=True)[0]
 
@@ -109,7 +133,7 @@ def _same_gradient(answer) -> bool:
 _BOTH_SQUARED = (
     "f stands there twice: P, the mean probability, is missing, and the gradient with it."
 )
-auxiliary_loss = Check(
+auxiliary_loss = CountingCheck(
     "auxiliary_loss",
     reference=_even,
     inputs=_routing,
@@ -118,6 +142,13 @@ auxiliary_loss = Check(
         "P is the softmax over the experts; you took sigmoids.": _variant(
             chance=lambda logits: logits.sigmoid().mean(0)
         ),
+        "P is a softmax; you divided sigmoids by their sum.": _variant(
+            chance=lambda logits: (logits.sigmoid() / logits.sigmoid().sum(-1, keepdim=True)).mean(
+                0
+            )
+        ),
+        "You counted only the first choice of each token; with k of 2, the second counts "
+        "too.": _variant(share=lambda logits, choice: _share(logits, choice[:, :1])),
         "P is made of probabilities: a softmax of the logits is missing.": _variant(
             chance=lambda logits: logits.mean(0)
         ),
@@ -185,8 +216,28 @@ def _wrong_step(**part):
     return lambda logits, bias, rate: _step(logits, bias, rate, **part)
 
 
+def _swapped(logits, bias, rate):
+    weight, following = _step(logits, bias, rate).split([len(logits), len(bias)])
+    return torch.cat([following, weight])
+
+
+def _change(logits, bias, rate):
+    weight, following = _step(logits, bias, rate).split([len(logits), len(bias)])
+    return torch.cat([weight, following - bias])
+
+
+def _best_weight(logits, bias, rate):
+    following = _step(logits, bias, rate)[len(logits) :]
+    return torch.cat([logits.sigmoid().amax(-1), following])
+
+
+def _unbiased_load(logits, bias, rate):
+    best = logits.argmax(-1).bincount(minlength=len(bias))
+    return _step(logits, bias, rate, move=lambda load: (load.mean() - best).sign())
+
+
 @dataclass(frozen=True)
-class PairCheck(Check):
+class PairCheck(CountingCheck):
     """A check of an answer that returns a pair of tensors of one axis."""
 
     def __call__(self, answer) -> Verdict:
@@ -232,6 +283,18 @@ bias_step = PairCheck(
         "weighs nothing.": _wrong_step(
             choose=lambda logits, bias: (logits + bias).argmax(-1),
             weigh=lambda logits, bias: (logits + bias).sigmoid(),
+        ),
+        "The order is: the weight first, then the next bias.": _swapped,
+        "You return the change of the bias; the next bias is asked for.": _change,
+        "The weight is that of the expert with the highest score; it belongs to the one that was "
+        "chosen, with the bias.": _best_weight,
+        "You counted whom the scores alone would choose; the load is what was really given, with "
+        "the bias.": _unbiased_load,
+        "You move an expert with the mean load too; it stays: sign(0) is 0.": _wrong_step(
+            move=lambda load: torch.where(load < load.mean(), 1.0, -1.0)
+        ),
+        "The weight is a sigmoid; you took a softmax over the experts.": _wrong_step(
+            weigh=lambda logits, bias: logits.softmax(-1)
         ),
         "The bias is taken away where it should be added.": _wrong_step(
             choose=lambda logits, bias: (logits.sigmoid() - bias).argmax(-1)
