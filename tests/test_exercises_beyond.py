@@ -44,6 +44,7 @@ def test_other_right_answers_pass():
         (beyond.answer, lambda text, name, hops, names: name),
         (beyond.answer, lambda text, name, hops, names: follow(text, name, min(hops, 2), names)),
         (beyond.guess, lambda: 0.4),
+        (beyond.guess, lambda: 50),
     ],
 )
 def test_other_wrong_answers_are_refused(check, answer):

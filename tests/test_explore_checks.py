@@ -42,6 +42,8 @@ def test_right_and_wrong():
 
 def test_it_never_raises():
     assert "still to do" in CHECK(stub).message
+    softmax = CHECK(lambda x: x.long().softmax(0)).message  # raises a NotImplementedError of torch
+    assert "Long" in softmax and "still to do" not in softmax
     assert "return missing" in CHECK(lambda x: None).message
     assert "KeyError" in CHECK(lambda x: {}["a"]).message
     assert not CHECK(lambda x: 2 * x + float("nan")).right
@@ -85,3 +87,10 @@ def test_an_answer_without_gradient_is_caught():
 
     verdict = start_here.routed_expert(cut)
     assert not verdict.right and "no gradient" in verdict.message
+
+
+def test_yes_and_no_are_counted_where_they_differ():
+    even = Check("even", lambda x: x % 2 == 0, lambda seed: (torch.arange(8),))
+    assert even(lambda x: x % 2 == 0).right
+    assert even(lambda x: x % 4 == 0).message == "Shape (8,) is right; 2 of its values are not."
+    assert even(lambda x: (x % 2 == 0).int()).right

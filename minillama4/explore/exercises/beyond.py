@@ -41,6 +41,9 @@ is_cut = Check(
             lambda place, chunk: place // chunk != (place + 2) // chunk
         ),
         "That is true for every fact beyond the first chunk.": lambda place, chunk: place >= chunk,
+        "Chunks of 16 are this notebook's; take those of chunk.": lambda place, chunk: (
+            (place + 1) % 16 == 0
+        ),
     },
     praise="One fact in every chunk's length of places is cut.",
 )
@@ -56,7 +59,7 @@ def _questions(seed: int) -> tuple[list[int], int, int, int]:
 
 
 def follow(text: list[int], name: int, hops: int, names: int) -> int:
-    """The name that stands ``hops`` facts behind ``name``, by reading."""
+    """The name ``hops`` facts on from ``name``, by reading."""
     for _ in range(hops):
         name = next(b for a, b in itertools.pairwise(text) if a == name and b < names)
     return name
@@ -65,6 +68,13 @@ def follow(text: list[int], name: int, hops: int, names: int) -> int:
 def _first_place(text: list[int], name: int, hops: int, names: int) -> int:
     for _ in range(hops):
         name = text[text.index(name) + 1]
+    return name
+
+
+def _next_name(text: list[int], name: int, hops: int, names: int) -> int:
+    read = [token for token in text if token < names]
+    for _ in range(hops):
+        name = read[read.index(name) + 1]
     return name
 
 
@@ -89,8 +99,10 @@ answer = Check(
             text, name, hops - 1, names
         ),
         "You go backwards: a fact says which name follows.": _back,
-        "A name stands in two facts: first in one, second in another, with noise behind it. Take "
+        "A name stands in two facts: first in one, second in another, with noise after it. Take "
         "the place where a name follows.": _first_place,
+        "You take the next name in the text, though noise may lie between: that is another "
+        "fact's.": _next_name,
     },
     praise="So every question has one answer, and reading finds it.",
     trials=12,
@@ -103,11 +115,12 @@ guess = number(
     1 / 2,
     {
         "That is a guess among all five names.": 1 / 5,
-        "Besides the asked name, the reader can exclude the one behind it, which is known, and one "
+        "Besides the asked name, the reader can exclude the one after it, which is known, and one "
         "more.": 1 / 4,
         "One more name is out: the one before the asked one. In a ring of five it is four hops "
         "away.": 1 / 3,
         "With two names left, nobody is certain.": 1.0,
+        "A share of all answers, please, not per cent.": 50,
     },
     "Two names are left. An accuracy of a half on two hops is no second look-up.",
 )
