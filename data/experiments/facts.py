@@ -1,6 +1,6 @@
 """What experts buy in memory: random facts, learned at the same cost per token.
 
-    python data/experiments/facts.py             about 8 minutes on one core; start again to resume
+    python data/experiments/facts.py             about 20 minutes on one core; start again to resume
 
 9,216 facts: two keys of 96 each -> one of 96 values, drawn at random, so that nothing but memory
 helps. One layer of minillama4's MoE learns them, with 1, 2, 4 or 8 experts of hidden width 32,
@@ -9,6 +9,7 @@ top-1, and a shared expert: what a fact passes through is equal for all. Beside 
 17 half experts      of half the width, three for each fact: active and stored as with 8 experts
 dense, stored as 8   one SwiGLU as large as the 8 experts and the shared one together
 1 expert, 4x steps   is it only slower?
+1 expert, 16x steps  the same, decided after the others were seen
 
 Nothing balances the routers; how even the loads are is recorded. One run each at three learning
 rates, on another seed and for half the steps, comes first (facts_rates.json). Results: facts.json,
@@ -91,7 +92,11 @@ def conditions() -> dict:
     makers["17 half experts"] = lambda: layer(17, top_k=3, hidden=HIDDEN // 2)
     makers["dense, stored as 8"] = lambda: SwiGLU(WIDTH, (8 + 1) * HIDDEN)
     parts = {name: (lambda seed, m=make: run(m, seed)) for name, make in makers.items()}
-    return parts | {"1 expert, 4x steps": lambda seed: run(makers["1 expert"], seed, 4 * STEPS)}
+    for times in (4, 16):
+        parts[f"1 expert, {times}x steps"] = lambda seed, t=times: run(
+            makers["1 expert"], seed, t * STEPS
+        )
+    return parts
 
 
 def sweep() -> dict:
