@@ -39,7 +39,7 @@ def set_up(extras, gpu=False):
     if not had or (gpu and "gpu" not in had):
         make_environment()
     STATE.write_text("")  # from here to the end the environment counts as unfinished
-    wanted |= had & {"notebooks", "dev", "gguf", "browser", "gpu"}
+    wanted |= had & {"notebooks", "dev", "gguf", "browser", "llamacpp", "gpu"}
 
     install_torch("gpu" in wanted)
     names = ",".join(sorted(wanted - {"gpu"}))
@@ -167,6 +167,12 @@ def browser(args):
     return python("-m", "pytest", "-m", "browser", "tests/browser", *args.rest)
 
 
+def llamacpp(args):
+    """compare exported models with llama.cpp, compiled first; further arguments go to pytest"""
+    set_up(["notebooks", "dev", "gguf", "llamacpp"], args.gpu)  # ten minutes, the first time
+    return python("-m", "pytest", "-m", "llamacpp", "tests/llamacpp", *args.rest)
+
+
 def setup(args):
     """only set up .venv, with all that `lab` and `test` need"""
     set_up(["notebooks", "dev", "gguf"], args.gpu)
@@ -174,7 +180,9 @@ def setup(args):
     return 0
 
 
-COMMANDS = {f.__name__: f for f in (lab, test, bench, notebooks, handouts, browser, setup)}
+COMMANDS = {
+    f.__name__: f for f in (lab, test, bench, notebooks, handouts, browser, llamacpp, setup)
+}
 
 
 def python(*args):

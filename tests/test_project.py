@@ -133,7 +133,8 @@ def test_an_interrupted_set_up_starts_anew_and_a_finished_one_is_left_alone(tmp_
 def test_what_start_runs_is_there():
     assert (ROOT / START.FIRST_NOTEBOOK).is_file()
     assert importlib.util.find_spec("tests.bench")
-    assert list((ROOT / "tests" / "browser").glob("test_*.py"))
+    for folder in ("browser", "llamacpp"):
+        assert list((ROOT / "tests" / folder).glob("test_*.py"))
 
 
 # README and CI -----------------------------------------------------------------------------------

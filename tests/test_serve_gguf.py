@@ -242,6 +242,7 @@ def test_the_released_models_lose_nothing():
     [
         ({"qk_norm": False}, "has no QK-norm, and llama.cpp would apply it.*4 here.*exactly 128"),
         ({"experts": 128, "expert_hidden": 8}, "has QK-norm, and llama.cpp would leave it out"),
+        ({"layers": 3}, "has 3 layers, and llama.cpp stops"),
         ({"nope_every": 2}, r"NoPE layers are \(1, 3\): llama.cpp takes every fourth"),
         ({"nope_at": ()}, r"NoPE layers are \(\)"),
         ({"moe_at": (1, 2)}, r"MoE layers are \(1, 2\)"),

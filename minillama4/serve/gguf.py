@@ -29,7 +29,7 @@ from ..model import Llama4
 from ..model.rope import rope_frequencies
 from .llamacpp import NO_QK_NORM, GGUFError, differences, llamacpp_length, vocabulary
 
-KINDS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # GGUF's number for such a file
+KINDS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}  # GGUF's number for such a file
 BLOCK = 32  # numbers that share a scale in q8_0 and q4_0
 
 NAMES = [  # ours -> theirs, applied in this order

@@ -5,7 +5,7 @@ own code, and no field changes it:
 
     chunk          8192 on RoPE layers
     temperature    0.1 and 8192 on NoPE layers
-    NoPE           layers 3, 7, 11, ...
+    NoPE           layers 3, 7, 11, ..., of which there must be one
     QK-norm        always, unless there are exactly 128 experts
 
 A model that differs from the first tokens on cannot be exported (``differences``). One that differs
@@ -65,7 +65,12 @@ def differences(config: Llama4Config) -> Iterator[str]:
             "It reads images, and llama.cpp wants its vision in a second file, which is not "
             "written here: load the text weights into a model of config.replace(vision=None)."
         )
-    if c.nope_layers != as_llamacpp(c).nope_layers:
+    if c.layers < NOPE_EVERY:
+        yield (
+            f"It has {c.layers} layers, and llama.cpp stops with an error at fewer than "
+            f"{NOPE_EVERY}: it counts on a NoPE layer being there."
+        )
+    elif c.nope_layers != as_llamacpp(c).nope_layers:
         yield (
             f"Its NoPE layers are {c.nope_layers}: llama.cpp takes every fourth, 3, 7, 11 and so "
             "on, and no field says otherwise."

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from . import llamacpp
 from .timing import Timing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,9 @@ def provenance(command: list[str], threads: int) -> dict:
         "commit": _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": system},
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in packages}
+        | llamacpp.versions(),
         "threads": threads,
         "load_before": load(),
     }
