@@ -48,3 +48,8 @@ def test_zeros_are_asked_for():
 
     assert "no token" in checks.effective_experts(careless).message
     assert "never occurs" in checks.mutual_information(careless_too).message
+
+
+def test_dividing_by_the_experts_tokens_is_named():
+    message = checks.suffers(lambda table: (table / table.sum(1, keepdim=True)).argmax(1)).message
+    assert "divided by the expert's tokens" in message

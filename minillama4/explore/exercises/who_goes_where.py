@@ -49,6 +49,9 @@ effective_experts = Check(
         "You used the counts as they are: divide them by their sum first.": lambda load: (
             -(load * load.log()).sum()
         ).exp(),
+        "You took a softmax: counts become shares when they are divided by their sum.": (
+            lambda load: torch.special.entr(load.float().softmax(0)).sum().exp()
+        ),
         "1 / Σ p² counts experts too, but another way: exp of the entropy is asked for.": (
             lambda load: 1 / ((load / load.sum()) ** 2).sum()
         ),
@@ -172,8 +175,10 @@ suffers = Check(
     reference=_suffers,
     inputs=_by_domain,
     wrong={
-        "You compared counts: a domain of which more was read wins everywhere. Divide by the "
-        "domain's tokens.": lambda table: table.argmax(1),
+        "You compared counts (divided by the expert's tokens they keep their order): a domain of "
+        "which more was read wins everywhere. Divide by the domain's tokens.": lambda table: (
+            table.argmax(1)
+        ),
         "You asked which expert each domain uses most: one answer per expert is wanted.": (
             lambda table: (table / table.sum(0)).argmax(0)
         ),
