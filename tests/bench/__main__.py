@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from minillama4.files import write_json
 
-from . import attention, inference, moe, training
+from . import attention, inference, llamacpp, moe, training
 from .plan import Plan, quick
 from .report import Row, load, provenance, table
 from .timing import ResultsDiffer, threads
@@ -23,6 +23,7 @@ SECTIONS = {
     "prefill": inference.prefill_cases,
     "decode": inference.decode_cases,
     "attention": attention.cases,
+    "llamacpp": llamacpp.cases,
 }
 LEGEND = """
 times       median of the rounds, lowest and highest sample around it; candidates take turns
@@ -32,6 +33,8 @@ difference  between the two results (all gradients too, in training), relative; 
 1T, 2T      threads: CPU time of the process with one, wall time with more; float32, eager mode,
             same weights, same process
 prefill     both return the logits of the last position alone
+llamacpp    left out where llama-cpp-python is not installed; Q4_0 has the weights in four bits,
+            ours are float32
 MiB         attention's peak memory beyond its inputs, its mask included; ours, then the other's
 """
 
@@ -67,6 +70,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error("--threads must be at least 1")
+    if options.only == ["llamacpp"] and not llamacpp.INSTALLED:
+        parser.error("llama-cpp-python is not installed: `python start.py llamacpp` compiles it")
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {options.json.absolute().parent}")
     return options

@@ -11,16 +11,12 @@ from transformers import DynamicCache, Llama4ForCausalLM
 from minillama4 import KVCache, Llama4
 from minillama4.serve.decoder import Decoder
 
-from . import llamacpp
-from .llamacpp import LlamaCpp
 from .pairs import model_pair
 from .plan import MODELS, Plan, model_config
 from .report import Row
 from .timing import Candidate, check_equal, take_turns
 
 PREFILL, DECODE = 6, 4  # times transformers, at least
-PREFILL_LLAMACPP = 1.3  # times llama.cpp, likewise
-KINDS = ("f32", "q4_0")  # of llama.cpp's files; q4_0 is what it is known for
 
 Cases = Iterator[tuple[str, Callable[[], list[Row]]]]
 
@@ -30,10 +26,6 @@ def prefill_cases(plan: Plan) -> Cases:
     for name in plan.models:
         for length in plan.prefill:
             yield f"{name}, {length} tokens", lambda n=name, t=length: prefill(plan, n, t)
-        if llamacpp.INSTALLED:
-            length = min(plan.prefill)
-            title = f"{name}, {length} tokens, llama.cpp"
-            yield title, lambda n=name, t=length: prefill_llamacpp(plan, n, t)
 
 
 def decode_cases(plan: Plan) -> Cases:
@@ -41,8 +33,6 @@ def decode_cases(plan: Plan) -> Cases:
     for name in plan.models:
         for batch in plan.decode_batches:
             yield f"{name}, batch {batch}", lambda n=name, b=batch: decode(plan, n, b)
-        if llamacpp.INSTALLED:
-            yield f"{name}, batch 1, llama.cpp", lambda n=name: decode_llamacpp(plan, n)
 
 
 @torch.inference_mode()
@@ -73,7 +63,7 @@ def decode(plan: Plan, name: str, batch: int) -> list[Row]:
     logits = [torch.cat([r.read_new(prompt)[:, -1:], *map(r.read, forced)]) for r in readers]
     gap = check_equal(what, *([each] for each in logits))
     runs = {
-        type(r).__name__: Candidate(lambda last, r=r: write(r, last, plan.steps), _begin(r, prompt))
+        type(r).__name__: Candidate(lambda last, r=r: write(r, last, plan.steps), begin(r, prompt))
         for r in readers
     }
     times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)
@@ -83,67 +73,11 @@ def decode(plan: Plan, name: str, batch: int) -> list[Row]:
     return [Row("decode", what, *sides, plan.threads, gap, target=target, unit="step")]
 
 
-@torch.inference_mode()
-def prefill_llamacpp(plan: Plan, name: str, length: int) -> list[Row]:
-    """As ``prefill``, beside llama.cpp with the same weights and with these in four bits."""
-    model = llamacpp.exportable_model(model_config(name))
-    tokens = torch.randint(0, model.config.vocab_size, (1, length))
-    what = f"{MODELS[name]}, {length:,} tokens"
-    readers, gaps = _beside_llamacpp(plan, model, what, lambda r: r.read_new(tokens), length)
-    runs = {key: Candidate(r.read_new, lambda: tokens) for key, r in readers.items()}
-    times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)
-    times = {key: time.per(length) for key, time in times.items()}
-    return _llamacpp_rows(plan, "prefill", what, times, gaps, "token", PREFILL_LLAMACPP)
-
-
-@torch.inference_mode()
-def decode_llamacpp(plan: Plan, name: str) -> list[Row]:
-    """As ``decode`` at batch 1, beside llama.cpp."""
-    model = llamacpp.exportable_model(model_config(name))
-    prompt = torch.randint(0, model.config.vocab_size, (1, plan.prompt))
-    forced = torch.randint(0, model.config.vocab_size, (plan.steps, 1, 1))
-    what = f"{MODELS[name]}, batch 1, {plan.steps} tokens after {plan.prompt}"
-
-    def logits(reader):
-        return torch.cat([reader.read_new(prompt)[:, -1:], *map(reader.read, forced)])
-
-    length = plan.prompt + plan.steps
-    readers, gaps = _beside_llamacpp(plan, model, what, logits, length)
-    runs = {
-        key: Candidate(lambda last, r=r: write(r, last, plan.steps), _begin(r, prompt))
-        for key, r in readers.items()
-    }
-    times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)
-    times = {key: time.per(plan.steps) for key, time in times.items()}
-    return _llamacpp_rows(plan, "decode", what, times, gaps, "step", None)
-
-
-def _beside_llamacpp(plan: Plan, model: Llama4, what: str, logits, length: int):
-    """Readers by name, and how far llama.cpp's logits are from ours; quantised ones may differ."""
-    readers = {"ours": Ours(model)}
-    readers |= {kind: LlamaCpp(model, kind, plan.threads, length) for kind in KINDS}
-    mine = logits(readers["ours"])
-    gaps = {"f32": check_equal(what, [logits(readers["f32"])], [mine])}
-    return readers, gaps
-
-
-def _llamacpp_rows(plan: Plan, section, what, times, gaps, unit, target) -> list[Row]:
-    return [
-        Row(
-            *(section, what, times["ours"], f"llama.cpp {kind.upper()}", times[kind]),
-            *(plan.threads, gaps.get(kind)),
-            target=target,
-            unit=unit,
-        )
-        for kind in KINDS
-    ]
-
-
-def _begin(reader: Ours | Theirs | LlamaCpp, prompt: Tensor) -> Callable[[], Tensor]:
+def begin(reader, prompt: Tensor) -> Callable[[], Tensor]:
     return lambda: reader.read_new(prompt)[:, -1:].argmax(-1)
 
 
-def write(reader: Ours | Theirs | LlamaCpp, last: Tensor, steps: int) -> None:
+def write(reader, last: Tensor, steps: int) -> None:
     """Feed each most likely token back in, ``steps`` times."""
     for _ in range(steps):
         last = reader.read(last)[:, -1:].argmax(-1)

@@ -1,13 +1,14 @@
-"""llama.cpp as the other side, where llama-cpp-python is installed: it reads what we export.
+"""Section "llamacpp": prefill and decode beside llama.cpp, which reads what we export.
 
-Ours is then a model of the config that llama.cpp follows (``as_llamacpp``), with the same weights.
+Ours is a model of the config that llama.cpp follows (``as_llamacpp``) with the same weights, so
+that both compute the same. Nothing is measured where llama-cpp-python is not installed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,82 @@ from minillama4 import Llama4, Llama4Config
 from minillama4.serve.gguf import save_gguf
 from minillama4.serve.llamacpp import as_llamacpp
 
-INSTALLED = importlib.util.find_spec("llama_cpp") is not None
+from .inference import Ours, begin, write
+from .plan import MODELS, Plan, model_config
+from .report import Row
+from .timing import Candidate, check_equal, take_turns
+
+INSTALLED = find_spec("llama_cpp") is not None
+KINDS = ("f32", "q4_0")  # the same numbers, and what llama.cpp is known for
+TARGET = 1.3  # times llama.cpp in prefill, at least
 
 
-def versions() -> dict[str, str]:
-    """For the record; nothing where it is not installed."""
-    return {"llama-cpp-python": version("llama-cpp-python")} if INSTALLED else {}
+def cases(plan: Plan) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """(title, what measures it), in the order of the table."""
+    if not INSTALLED:
+        return
+    for name in plan.models:
+        length = min(plan.prefill)
+        yield f"prefill, {name}, {length} tokens", lambda n=name, t=length: prefill(plan, n, t)
+        yield f"decode, {name}", lambda n=name: decode(plan, n)
+
+
+@torch.inference_mode()
+def prefill(plan: Plan, name: str, length: int) -> list[Row]:
+    """Read a prompt into a new cache; all give the last position's logits."""
+    model = exportable_model(model_config(name))
+    tokens = torch.randint(0, model.config.vocab_size, (1, length))
+    what = f"{MODELS[name]}, prefill of {length:,} tokens"
+    readers = side_by_side(plan, model, length)
+    gap = difference(what, readers, lambda reader: reader.read_new(tokens))
+    runs = {key: Candidate(r.read_new, lambda: tokens) for key, r in readers.items()}
+    times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)
+    times = {key: time.per(length) for key, time in times.items()}
+    return rows(plan, what, times, gap, "token", TARGET)
+
+
+@torch.inference_mode()
+def decode(plan: Plan, name: str) -> list[Row]:
+    """Greedy tokens of one row after a prompt that all have read; the clock runs from there."""
+    model = exportable_model(model_config(name))
+    prompt = torch.randint(0, model.config.vocab_size, (1, plan.prompt))
+    forced = torch.randint(0, model.config.vocab_size, (plan.steps, 1, 1))
+    what = f"{MODELS[name]}, decode of {plan.steps} tokens after {plan.prompt}"
+    readers = side_by_side(plan, model, plan.prompt + plan.steps)
+    gap = difference(
+        what, readers, lambda r: torch.cat([r.read_new(prompt)[:, -1:], *map(r.read, forced)])
+    )
+    runs = {
+        key: Candidate(lambda last, r=r: write(r, last, plan.steps), begin(r, prompt))
+        for key, r in readers.items()
+    }
+    times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)
+    times = {key: time.per(plan.steps) for key, time in times.items()}
+    return rows(plan, what, times, gap, "step", None)
+
+
+def side_by_side(plan: Plan, model: Llama4, length: int) -> dict[str, Ours | LlamaCpp]:
+    """Readers by name; all with a cache in float32."""
+    theirs = {kind: LlamaCpp(model, kind, plan.threads, length) for kind in KINDS}
+    return {"ours": Ours(model)} | theirs
+
+
+def difference(what: str, readers: dict, logits) -> float:
+    """Of llama.cpp's logits from ours, with the same numbers; ResultsDiffer if it is large."""
+    return check_equal(what, [logits(readers["f32"])], [logits(readers["ours"])])
+
+
+def rows(plan: Plan, what: str, times: dict, gap: float, unit: str, target) -> list[Row]:
+    """One for each kind of file; of fewer bits the difference means nothing."""
+    return [
+        Row(
+            *("llamacpp", what, times["ours"], f"llama.cpp {kind.upper()}", times[kind]),
+            *(plan.threads, gap if kind == "f32" else None),
+            target=target,
+            unit=unit,
+        )
+        for kind in KINDS
+    ]
 
 
 def exportable_model(config: Llama4Config) -> Llama4:
@@ -33,37 +104,39 @@ def exportable_model(config: Llama4Config) -> Llama4:
 
 
 class LlamaCpp:
-    """A model in llama.cpp, fed with ids; cache "f16" (its default) or "f32" (as ours)."""
+    """A model in llama.cpp, fed with ids; cache "f32" as ours, or "f16", its default."""
 
     def __init__(self, model: Llama4, kind: str, threads: int, length: int, cache="f32", **options):
-        from llama_cpp import GGML_TYPE_F16, GGML_TYPE_F32, Llama
+        import llama_cpp
 
-        stored = {"f16": GGML_TYPE_F16, "f32": GGML_TYPE_F32}[cache]
+        self.cpp = llama_cpp
+        stored = {"f16": llama_cpp.GGML_TYPE_F16, "f32": llama_cpp.GGML_TYPE_F32}[cache]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.gguf"
             save_gguf(model, file, kind=kind)
             given = dict(type_k=stored, type_v=stored, use_mmap=False, verbose=False)
             given |= dict(n_ctx=length, n_batch=length, n_threads=threads, n_threads_batch=threads)
-            self.llama = Llama(str(file), **given | options)
+            self.llama = llama_cpp.Llama(str(file), **given | options)
         self.vocab_size = model.config.vocab_size
-        self.read_so_far = 0
-
-    def forget(self) -> None:
-        """Begin a new text."""
-        self.llama._ctx.kv_cache_clear()
         self.read_so_far = 0
 
     def read_new(self, tokens: Tensor, every: bool = False) -> Tensor:
         """Forget everything, then read."""
-        self.forget()
+        self.llama._ctx.kv_cache_clear()
+        self.read_so_far = 0
         return self.read(tokens, every)
 
     def read(self, tokens: Tensor, every: bool = False) -> Tensor:
         """tokens (1, t) -> logits (1, 1, v) of the last position, or (1, t, v) of every one."""
-        (row,) = tokens.tolist()
-        self.llama._batch.set_batch(row, n_past=self.read_so_far, logits_all=every)
-        self.llama._ctx.decode(self.llama._batch)
+        (row,), context = tokens.tolist(), self.llama._ctx
+        if every:
+            self.llama._batch.set_batch(row, n_past=self.read_so_far, logits_all=True)
+            context.decode(self.llama._batch)
+        else:  # quicker: set_batch writes five numbers a token, one by one
+            ids = (self.cpp.llama_token * len(row))(*row)
+            failed = self.cpp.llama_decode(context.ctx, self.cpp.llama_batch_get_one(ids, len(row)))
+            assert not failed
         self.read_so_far += len(row)
         size = self.vocab_size * (len(row) if every else 1)
-        numbers = np.ctypeslib.as_array(self.llama._ctx.get_logits(), shape=(size,))
+        numbers = np.ctypeslib.as_array(context.get_logits(), shape=(size,))
         return torch.from_numpy(numbers.copy()).view(1, -1, self.vocab_size)

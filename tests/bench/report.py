@@ -9,11 +9,11 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from . import llamacpp
 from .timing import Timing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +100,8 @@ def table(rows: list[Row], markdown: bool = False) -> str:
 # ---------------------------------------------------------------------- where and how
 def provenance(command: list[str], threads: int) -> dict:
     """All that a figure depends on besides the code."""
-    packages = ("torch", "transformers", "einops", "numpy")
+    packages = ["torch", "transformers", "einops", "numpy"]
+    packages += ["llama-cpp-python"] if find_spec("llama_cpp") else []
     system = f"{platform.system()} {platform.machine()}"
     return {
         "command": " ".join(command),
@@ -108,9 +109,7 @@ def provenance(command: list[str], threads: int) -> dict:
         "commit": _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": system},
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {"python": platform.python_version()}
-        | {p: version(p) for p in packages}
-        | llamacpp.versions(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "threads": threads,
         "load_before": load(),
     }
