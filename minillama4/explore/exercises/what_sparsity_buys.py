@@ -118,8 +118,8 @@ equal_compute = _NumberCheck(
         "You compared the widths alone: attention and head cost as well.": lambda m, d, n: (
             n * (m.top_k + 1) * m.expert_hidden / d.dense_hidden
         ),
-        "You compared the widths alone, and as if always one expert were chosen: attention and head "
-        "cost as well.": lambda m, d, n: n * 2 * m.expert_hidden / d.dense_hidden,
+        "You compared the widths alone, and as if one expert were always chosen: attention and "
+        "head cost as well.": lambda m, d, n: n * 2 * m.expert_hidden / d.dense_hidden,
         "That is the ratio of the costs; a number of steps is asked for.": lambda m, d, n: (
             _cost(m) / _cost(d)
         ),
