@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 import minillama4 as ml4
 from minillama4.count import kv_entries
 from minillama4.serve.hardware import A100, H100, H200, PRESETS, RTX_4090, Hardware
+from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.memory import (
     activation_bytes,
     kv_bytes,
@@ -177,7 +178,7 @@ def test_maverick():
     assert weight_bytes(MAVERICK, "fp8")["routed experts"] == (
         2 * spared + 23 * (spared + 4 * 128 * (2 * 8192 + 5120))
     )
-    dense = [weight_bytes(MAVERICK, s)["dense layers"] for s in ("int4-meta", "w4a16")]
+    dense = [weight_bytes(MAVERICK, s)["dense layers"] for s in ("w4a16", "int4-blocks")]
     assert dense == [2 * 6_039_797_760, 6_039_797_760 * 66 // 128]
 
 
@@ -235,6 +236,23 @@ def test_a_loaded_model_takes_the_bytes_that_were_counted(make, tmp_path):
     ml4.save(make(dtype=torch.bfloat16), tmp_path)
     model = ml4.load(tmp_path)
     assert sum(weight_bytes(model.config).values()) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["mini_scout", "mini_maverick"])
+@pytest.mark.parametrize(
+    ("scheme", "what", "convention"),
+    [
+        ("int4-meta", "experts", "meta"),
+        ("w4a16", "experts", "compressed-tensors"),
+        ("int4-blocks", "blocks", "compressed-tensors"),
+        ("int4-all", "all", "compressed-tensors"),
+    ],
+)
+def test_a_quantised_model_takes_the_bytes_that_were_counted(name, scheme, what, convention):
+    model = ml4.load(ml4.shipped(name), dtype=torch.bfloat16)
+    quantize_model(model, what, convention=convention)
+    held = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    assert held == sum(weight_bytes(model.config, scheme).values())
 
 
 def test_the_sizes_view_counts_the_same():

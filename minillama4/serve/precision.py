@@ -5,8 +5,9 @@
     bf16     16 bits: whatever a scheme does not name; embedding table and vision in all of them
 
 The schemes, by name: "fp8" and "int4-meta" are Meta's two rules (fp8_mixed, int4_mixed); "w4a16" is
-what llm-compressor's recipe for Llama 4 writes as compressed-tensors; "int4-blocks" takes in every
-matrix of a block but the router, "int4-all" the head as well. Source: spec, sections 2 and 14.
+the same experts as compressed-tensors keeps them (what llm-compressor's recipe passes over, read to
+the letter, leaves it Maverick's dense layers too); "int4-blocks" takes in every matrix of a block
+but the router, "int4-all" the head as well. Source: spec, sections 2 and 14.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ INT4_BF16 = Format(4, scale_bytes=2, group=128)
 class Scheme:
     """Which components are kept in ``format``; the others stay in bf16.
 
-    spare_ends: so do the model's first and last layer. title: in words.
+    spare_ends: so do the model's first and last layer. label: its name for readers.
     """
 
-    title: str
+    label: str
     format: Format = BF16
     components: tuple[str, ...] = ()
     spare_ends: bool = False
@@ -71,12 +72,11 @@ _EXPERTS = ("shared experts", "routed experts")
 _BLOCKS = ("attention", *_EXPERTS, "dense layers")
 SCHEMES = {
     "bf16": Scheme("bf16"),
-    "fp8": Scheme("FP8, Meta's: routed experts", FP8, ("routed experts",), spare_ends=True),
-    "int4-meta": Scheme("Int4, Meta's: experts, fp32 scales", INT4_FP32, _EXPERTS),
-    # the recipe skips head, attention, router and vision: in Maverick dense layers are taken too
-    "w4a16": Scheme("Int4, W4A16: experts, bf16 scales", INT4_BF16, (*_EXPERTS, "dense layers")),
-    "int4-blocks": Scheme("Int4 in all blocks, head bf16", INT4_BF16, _BLOCKS),
-    "int4-all": Scheme("Int4 in all blocks and head", INT4_BF16, (*_BLOCKS, "head")),
+    "fp8": Scheme("Meta's FP8", FP8, ("routed experts",), spare_ends=True),
+    "int4-meta": Scheme("Meta's Int4", INT4_FP32, _EXPERTS),
+    "w4a16": Scheme("W4A16", INT4_BF16, _EXPERTS),
+    "int4-blocks": Scheme("Int4 in all blocks", INT4_BF16, _BLOCKS),
+    "int4-all": Scheme("Int4 in blocks and head", INT4_BF16, (*_BLOCKS, "head")),
 }
 
 
