@@ -1,10 +1,14 @@
 """Checks of *Rotary embeddings*: they pass what is right, and name what is wrong."""
 
 import math
+from unittest.mock import patch
 
 import torch
 
+import minillama4 as ml4
+from minillama4.data.text import Corpus
 from minillama4.explore.exercises import rotary
+from minillama4.model import attention
 from tests.exercises import assert_mistakes_are_named, each
 
 CHECKS = [rotary.turn_vector, rotary.partners, rotary.slow_pairs]
@@ -44,6 +48,15 @@ def test_every_known_mistake_gets_its_own_message(check):
     assert_mistakes_are_named(check, at_least=7)
 
 
+def test_growing_frequencies_are_recognised_in_float32_too():
+    def answer(x, p, theta):
+        angle = p * (1 / theta) ** (-torch.arange(0, len(x), 2) / len(x))
+        turn = torch.polar(torch.ones_like(angle), angle)
+        return torch.view_as_real(torch.view_as_complex(x.view(-1, 2)) * turn).flatten()
+
+    assert "not faster" in rotary.turn_vector(answer).message
+
+
 def test_scouts_count_is_29():
     assert right_count(128, 5e5, 8192) == 29
 
@@ -69,3 +82,27 @@ def test_an_answer_that_works_in_place_is_judged_on_fresh_inputs():
         return x
 
     assert rotary.turn_vector(in_place).right
+
+
+@torch.no_grad()
+def test_the_open_exercise_ends_as_its_answer_says():
+    """The first layer's rotation is worth most; the six prices sum to about half of all."""
+    model = ml4.load(ml4.shipped("mini_scout"), dtype=torch.float32)
+    corpus = Corpus.build(ml4.load_tokenizer(), "validation", tokens_per_domain=1030)
+    rows = torch.cat([batch.tokens for batch in corpus.validation_batches(4, 256)])
+
+    def loss():
+        logits = model(rows[:, :-1])
+        return torch.nn.functional.cross_entropy(logits.mT, rows[:, 1:]).item()
+
+    right, price = loss(), {}
+    turning = [i for i, block in enumerate(model.blocks) if block.attention.rope]
+    for layer in turning:
+        model.blocks[layer].attention.rope = False
+        price[layer] = loss() - right
+        model.blocks[layer].attention.rope = True
+    with patch.object(attention, "rotate", lambda x, turn: x):
+        together = loss() - right
+    first, *others = price.values()
+    assert first > 2 * max(others) and min(others) > 0
+    assert 0.3 < sum(price.values()) / together < 0.8

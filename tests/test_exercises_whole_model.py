@@ -54,6 +54,28 @@ def test_a_set_that_may_be_empty_is_refused():
     assert not verdict.right and "must stay" in verdict.message
 
 
+def test_the_crossing_token_left_out_is_recognised():
+    """Written as it comes, with no care for a set that is empty."""
+
+    def answer(p, limit):
+        value, place = p.sort(descending=True)
+        kept = torch.zeros_like(p)
+        kept[place] = value * (value.cumsum(0) < limit)
+        return kept / kept.sum()
+
+    assert "crosses the limit" in whole_model.keep_top_p(answer).message
+
+
+def test_a_sum_equal_to_the_limit_has_reached_it():
+    def answer(p, limit):
+        value, place = p.sort(descending=True)
+        kept = torch.zeros_like(p)
+        kept[place] = value * (value.cumsum(0) - value <= limit)
+        return kept / kept.sum()
+
+    assert "equal to the limit" in whole_model.keep_top_p(answer).message
+
+
 def test_the_open_exercise_ends_as_its_answer_says():
     """Eight drafts find sums of one digit, with a carry, that the likeliest does not; no others."""
     model = ml4.load(ml4.shipped("mini_scout"), dtype=torch.float32).requires_grad_(False)

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...config import RopeScaling
 from ...model.rope import rope_frequencies, rotate, rotation
 from ..checks import Check
 
@@ -14,10 +15,14 @@ from ..checks import Check
 
 
 def _vector(seed: int) -> tuple[Tensor, int, float]:
-    """x (d,), position, theta."""
+    """x (d,), position, theta.
+
+    Both are small: with the wrong sign in the exponent angles grow to p · theta, and in float32 the
+    mistake must be recognised however it is rounded.
+    """
     draw = torch.Generator().manual_seed(seed)
-    width, theta = ((8, 10_000.0), (16, 500_000.0), (4, 100.0))[seed % 3]
-    return torch.randn(width, generator=draw), 3 + 7 * seed, theta
+    width, theta = ((8, 100.0), (16, 300.0), (4, 20.0))[seed % 3]
+    return torch.randn(width, generator=draw), 2 + 3 * seed, theta
 
 
 def _library_turn(x: Tensor, p: int, theta: float) -> Tensor:
@@ -64,6 +69,10 @@ def _half_the_exponent(angle, p, theta) -> Tensor:
     return p * theta**-exponent
 
 
+def _llama_4s_theta(angle, p, theta) -> Tensor:
+    return p * 500_000.0 ** -(torch.arange(len(angle)) / len(angle))
+
+
 def _of_halves(x, p, theta) -> Tensor:
     return torch.cat(_turned(_halves(x), _angle(x, p, theta)))
 
@@ -81,6 +90,11 @@ def _already_turned(pair, angle) -> tuple[Tensor, Tensor]:
 def _mirrored(pair, angle) -> tuple[Tensor, Tensor]:
     (one, other), cos, sin = pair, angle.cos(), angle.sin()
     return one * cos + other * sin, one * sin - other * cos
+
+
+def _both_plus(pair, angle) -> tuple[Tensor, Tensor]:
+    (one, other), cos, sin = pair, angle.cos(), angle.sin()
+    return one * cos + other * sin, one * sin + other * cos
 
 
 turn_vector = Check(
@@ -112,10 +126,14 @@ turn_vector = Check(
             _as_it_is, _already_turned
         ),
         "That is a mirror image, not a turn: check the signs.": _by(_as_it_is, _mirrored),
+        "Both sines have a plus: one of the two must be subtracted, or lengths change.": _by(
+            _as_it_is, _both_plus
+        ),
+        "theta is an argument; you took Llama 4's 500,000.": _by(_llama_4s_theta),
         "Nothing has turned.": lambda x, p, theta: x,
     },
     praise="It is the library's rotation.",
-    tolerance=1e-4,
+    tolerance=1e-3,
 )
 
 # ------------------------------------------------------------------ 2: a program nobody can read
@@ -185,6 +203,12 @@ partners = Check(
         ),
         "One channel of a pair shows in its partner with a minus: look at the size, not at the "
         "sign.": lambda turn, d: _others(turn, d).argmax(1),
+        "A partner may show with a minus, and then argmax passes it by: take sizes "
+        "first.": lambda turn, d: _others(turn, d).fill_diagonal_(-math.inf).argmax(1),
+        "You took the second largest output. A pair that has turned by more than 45° shows most in "
+        "its partner: leave out the channel itself instead.": lambda turn, d: (
+            turn(torch.eye(d, dtype=torch.float64)).abs().topk(2).indices[:, 1]
+        ),
         "Slow pairs have turned by very little: take whatever is not zero, not what is "
         "large.": lambda turn, d: (_others(turn, d).abs() > 0.5).double().argmax(1),
     },
@@ -207,12 +231,16 @@ def _sizes(seed: int) -> tuple[int, float, int]:
     return sizes[seed % len(sizes)]
 
 
+def _wave(theta: float, share: float) -> float:
+    return 2 * math.pi * theta**share
+
+
 def _slow(d: int, theta: float, length: int) -> int:
     return int((2 * math.pi / rope_frequencies(d, theta).double() > length).sum())
 
 
 def _count(turns):
-    """A wrong count: ``turns(theta, length, share, d)`` for every share = 2i/d, below 1."""
+    """A wrong count: ``turns(theta, length, share)`` for every share = 2i/d, below 1."""
 
     def answer(d, theta, length):
         share = torch.arange(0, d, 2, dtype=torch.float64) / d
@@ -233,6 +261,17 @@ slow_pairs = Check(
         ),
         "The exponent is -2i/d with i counting pairs; you used -i/d.": _count(
             lambda theta, length, share: length * theta ** (-share / 2) / (2 * math.pi)
+        ),
+        "A pair has one frequency: i counts the d/2 pairs, you counted d channels.": (
+            lambda d, theta, length: sum(_wave(theta, i / d) > length for i in range(d))
+        ),
+        "29 is Scout's number; other sizes are tried as well: count.": lambda *sizes: 29,
+        "theta is an argument; you took Llama 4's 500,000.": lambda d, theta, length: _slow(
+            d, 5e5, length
+        ),
+        "length is an argument; you took 8,192.": lambda d, theta, length: _slow(d, theta, 8192),
+        "Without Scout's factors, please: by the formula alone.": lambda d, theta, length: int(
+            (2 * math.pi / rope_frequencies(d, theta, RopeScaling()).double() > length).sum()
         ),
         "Two channels make one pair: you counted channels.": lambda d, theta, length: (
             2 * _slow(d, theta, length)

@@ -49,6 +49,19 @@ def _always_beyond(config, room):
     return (room - one * (config.layers - growing) * config.chunk) // (one * growing)
 
 
+def _in_fractions(config, room):
+    one, growing = kv_bytes_per_slot(config), len(config.nope_layers)
+    within = room / (one * config.layers)
+    chunks = one * (config.layers - growing) * config.chunk
+    return within if within <= config.chunk else (room - chunks) / (one * growing)
+
+
+def _behind_the_chunk(config, room):
+    one = kv_bytes_per_slot(config)
+    length = _fitting(config, room, one, len(config.nope_layers))
+    return length if length <= config.chunk else length - config.chunk
+
+
 longest_text = Check(
     "longest_text",
     reference=_by(),
@@ -77,6 +90,11 @@ longest_text = Check(
         ),
         "That is a cache in float32; bf16 takes two bytes.": _by(one=2),
         "One KV head only: multiply by their number.": _by(one=lambda c: 1 / c.kv_heads),
+        "That is a fraction of a token: what is the longest whole text that fits?": _in_fractions,
+        "Beyond the first chunk you count only what follows it: the chunk's own tokens are part of "
+        "the text.": _behind_the_chunk,
+        "One token too many: it does not fit any more.": lambda c, room: _by()(c, room) + 1,
+        "room is in bytes; you took it for bits.": lambda c, room: _by()(c, room // 8),
     },
     praise="Scout, with what Int4 weights leave of 80 GB, is among the cases.",
     tolerance=1e-9,
@@ -86,10 +104,13 @@ longest_text = Check(
 
 
 def _probabilities(seed: int) -> tuple[Tensor, float]:
-    """p (v,), sharper and flatter; limits from a tenth to most."""
+    """p (v,), sharper and flatter; the likeliest alone never reaches the limit.
+
+    Otherwise an answer that leaves out the crossing token divides by 0, and is not recognised.
+    """
     draw = torch.Generator().manual_seed(seed)
     logits = torch.randn(12, generator=draw, dtype=torch.float64) * (1, 3, 0.3, 2, 5)[seed % 5]
-    return logits.softmax(0), (0.9, 0.5, 0.7, 0.1, 0.95)[seed % 5]
+    return logits.softmax(0), (0.9, 0.5, 0.7, 0.4, 0.95)[seed % 5]
 
 
 def _ordered(p: Tensor, limit: float, rule) -> Tensor:
@@ -139,11 +160,22 @@ keep_top_p = Check(
         "You sum in the order of the vocabulary: sort first.": lambda p, limit: _kept(
             p, p.cumsum(0) - p < limit
         ),
+        "The set is found in sorted order; its mask was laid on the vocabulary's.": (
+            lambda p, limit: _kept(p, top_p_of(p, limit).sort(descending=True).values > 0)
+        ),
+        "Divide by the sum of what stays; it is somewhat more than `limit`.": (
+            lambda p, limit: p * (top_p_of(p, limit) > 0) / limit
+        ),
+        "These are probabilities already: divide by their sum, no second softmax.": (
+            lambda p, limit: p.masked_fill(top_p_of(p, limit) == 0, -torch.inf).softmax(0)
+        ),
         "That is the most likely token alone.": lambda p, limit: _kept(p, p == p.max()),
     },
     properties={
         "The most likely token must stay, however small the limit: with a limit of 1e-9 yours "
         "goes.": lambda answer: float(answer(torch.tensor([0.1, 0.6, 0.3]), 1e-9)[1]) > 0.999,
+        "A sum equal to the limit has reached it: of 0.5, 0.25, 0.25 only the first stays at "
+        "0.5.": lambda answer: float(answer(torch.tensor([0.25, 0.5, 0.25]), 0.5)[1]) > 0.999,
         "With a limit of 1 nothing is left out.": lambda answer: bool(
             (answer(torch.tensor([0.125, 0.625, 0.25]), 1.0) > 0).all()
         ),
