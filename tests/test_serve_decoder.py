@@ -10,6 +10,7 @@ from minillama4.explore.steer import off, steer
 from minillama4.model import cache as cache_file
 from minillama4.serve import decoder as decoder_file
 from minillama4.serve.decoder import Decoder, flat
+from minillama4.serve.int4_modules import Int4Experts, Int4Linear, quantize_model
 
 KINDS = {
     "scout": {},
@@ -95,6 +96,38 @@ def test_in_bfloat16_it_is_as_near_as_the_model_itself():
 
 def _forgets_border(self, position):
     return position
+
+
+INT4 = dict(width=64, head_width=16, heads=4, expert_hidden=64, dense_hidden=128)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(moe_every=2, qk_norm=False), dict(top_k=2)])
+@pytest.mark.parametrize("what", ["experts", "all"])
+def test_int4_weights_are_read_by_the_cpu_kernel(changes, what):
+    model = quantize_model(model_of(torch.float32, **INT4, **changes), what, group=32)
+    tokens = tokens_of(1, 37)
+
+    def linear(self, x):
+        return self.on_cpu(x.flatten(0, -2)).view(*x.shape[:-1], -1).to(x.dtype)
+
+    one = patch.object(Int4Experts, "one", lambda self, x, e: self.on_cpu(x, e).to(x.dtype))
+    with patch.object(Int4Linear, "forward", linear), one, torch.inference_mode():
+        full = model(tokens)[:, 3:]
+    found = decoded(model, tokens)
+    # The same products. What is rounded to bfloat16 may fall to the other side here and there, and
+    # where an expert then changes, a whole position is another: hence the median.
+    assert ((found - full).norm(dim=-1) / full.norm(dim=-1)).median() < 0.01
+    with torch.inference_mode():  # nothing rounded
+        exact = model(tokens)[:, 3:]
+    assert 1e-4 < ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).median() < 0.05
+
+
+def test_int4_rows_together_equal_each_alone():
+    model = quantize_model(model_of(torch.float32, **INT4), "all", group=32)
+    tokens = tokens_of(3, 20)
+    alone = torch.cat([decoded(model, row[None]) for row in tokens])
+    apart = (decoded(model, tokens) - alone).norm(dim=-1) / alone.norm(dim=-1)
+    assert apart.median() < 0.02
 
 
 MISTAKES = {

@@ -1,34 +1,38 @@
 """One further token for every row: the model's forward again, written flat for decoding.
 
 At one token a row it is not arithmetic that takes the time but the number of operations, each with
-its cost of being called. So here q, k and v are one product, gate and up of the shared expert
-another, and nothing is moved about. Weights, cache and numbers are the model's own: after every
-step the logits equal those of ``model(tokens, cache=cache)``, and the two can take turns.
+its cost of being called. So no module is called here, a residual is added within the product that
+makes it, and what depends on the position alone is made for many positions at once. Weights, cache
+and numbers are the model's own: after every step the logits equal those of
+``model(tokens, cache=cache)``, and the two can take turns.
 
     decoder = Decoder(model)
     logits = decoder.step(tokens, cache)               # tokens (b,) -> (b, v)
 
-A decoder copies the weights that it joins when it is made; make a new one after training.
+Int4 weights are read by torch's CPU kernel, which rounds what it multiplies to bfloat16, as a GPU
+does; everything between the products keeps the model's precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Llama4Config
 from ..model import KVCache, Llama4
 from ..model.attention import Attention, attention_temperature
 from ..model.moe import Experts, MoE, Router, SwiGLU
 from ..model.norm import RMSNorm, at_least_float32
 from ..model.rope import rope_frequencies, rotation
 from ..model.transformer import Block
+from .int4_modules import Int4Experts, Int4Linear
 
 KNOWN = (nn.ModuleList, nn.Embedding, nn.Linear, RMSNorm, Block, Attention, MoE, SwiGLU)
-KNOWN += (Router, Experts)
+KNOWN += (Router, Experts, Int4Linear, Int4Experts)
+AHEAD = 256  # positions whose rotations are made at once
 
 
 def flat(model: nn.Module) -> bool:
@@ -42,19 +46,55 @@ def flat(model: nn.Module) -> bool:
     return own and not any(hooked)
 
 
+class Product:
+    """x (b, in) -> (b, out) with a weight (out, in)."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight.T  # a view, as everything here: nothing of the model is copied
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight)
+
+    def add(self, rest: Tensor, x: Tensor) -> Tensor:
+        """rest + the product, in one operation."""
+        return torch.addmm(rest, x, self.weight)
+
+
+class Int4Product:
+    """The same with packed weights; ``multiply`` gives bfloat16."""
+
+    def __init__(self, multiply: Callable[[Tensor], Tensor]):
+        self.multiply = multiply
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.multiply(x).to(x.dtype)
+
+    def add(self, rest: Tensor, x: Tensor) -> Tensor:
+        return rest + self.multiply(x).to(rest.dtype)
+
+
+def product(linear: nn.Linear | Int4Linear) -> Product | Int4Product:
+    if isinstance(linear, nn.Linear):
+        return Product(linear.weight)
+    return Int4Product(linear.on_cpu if linear.can_run_on_cpu() else linear)
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A block's weights as the step wants them; no module is called."""
+    """A block's weights as the step wants them."""
 
     rope: bool
     qk_norm: bool
     temperature: bool
     attention_norm: Tensor  # (m,)
-    qkv: Tensor  # ((h + 2k)·d, m)
-    o: Tensor  # (m, h·d)
+    q: Product | Int4Product
+    k: Product | Int4Product
+    v: Product | Int4Product
+    o: Product | Int4Product
     ffn_norm: Tensor  # (m,)
-    gate_up: Tensor  # (2f, m), of the shared expert or the dense layer
-    down: Tensor  # (m, f)
+    gate: Product | Int4Product  # these three of the shared expert, or of the dense layer
+    up: Product | Int4Product
+    down: Product | Int4Product
     moe: MoE | None
 
     @classmethod
@@ -63,10 +103,10 @@ class Layer:
         mlp = ffn.shared if isinstance(ffn, MoE) else ffn
         return cls(
             *(a.rope, a.qk_norm, a.temperature, block.attention_norm.weight),
-            torch.cat([a.q.weight, a.k.weight, a.v.weight]),
-            *(a.o.weight, block.ffn_norm.weight),
-            torch.cat([mlp.gate.weight, mlp.up.weight]),
-            *(mlp.down.weight, ffn if isinstance(ffn, MoE) else None),
+            *map(product, (a.q, a.k, a.v, a.o)),
+            block.ffn_norm.weight,
+            *map(product, (mlp.gate, mlp.up, mlp.down)),
+            ffn if isinstance(ffn, MoE) else None,
         )
 
 
@@ -81,13 +121,21 @@ class Decoder:
                 "call model(tokens, cache=cache) for each token in place of a Decoder."
             )
         c = self.config = model.config
-        self.embed, self.norm, self.head = model.embed.weight, model.norm.weight, model.head.weight
-        device = self.embed.device
-        self.frequency = rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling, device)
+        self.embed, self.norm, self.head = (
+            model.embed.weight,
+            model.norm.weight,
+            product(model.head),
+        )
+        self.device = self.embed.device
+        self.frequency = rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling, self.device)
         self.layers = [Layer.of(block) for block in model.blocks]
         wide = at_least_float32(self.embed[:0]).dtype
-        self.eps = torch.full((1,), c.norm_eps, dtype=wide, device=device)
-        self.mean = {n: torch.full((n, 1), 1 / n, dtype=wide, device=device) for n in widths(c)}
+        self.eps = torch.full((1,), c.norm_eps, dtype=wide, device=self.device)
+        self.mean = {  # of a token's vector, and of a head of q or k
+            n: torch.full((n, 1), 1 / n, dtype=wide, device=self.device)
+            for n in (c.width, c.head_width)
+        }
+        self.first, self.turns, self.heats = 0, (), ()  # of AHEAD positions, from ``first`` on
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -95,49 +143,57 @@ class Decoder:
 
         ValueError beyond max_length, or for a cache of another model or number of rows.
         """
-        c = self.config
-        if cache.config != c:
+        if cache.config != self.config:
             raise ValueError("This cache was made for another model: use KVCache(model.config).")
         start = cache.start(len(tokens))
-        if max(start) >= c.max_length:
-            raise ValueError(f"No room: max_length is {c.max_length:,} tokens.")
+        if max(start) >= self.config.max_length:
+            raise ValueError(f"No room: max_length is {self.config.max_length:,} tokens.")
         cache.begin()
-        position = torch.tensor(start, device=tokens.device)
-        turn = rotation(position, self.frequency)[:, None]  # b 1 d/2
-        heat = attention_temperature(position, c.floor_scale, c.attn_scale)[:, None, None]
+        turn, heat = self.locate(start)
         x = F.embedding(tokens, self.embed)
         for layer, memory in zip(self.layers, cache.layers, strict=True):
             q, k, v = self.project(layer, layer.attention_norm * self.rms_norm(x), turn, heat)
-            x = x + F.linear(attend(q, *memory.append(k, v, start)), layer.o)
-            x = x + feed(layer, layer.ffn_norm * self.rms_norm(x))
+            x = layer.o.add(x, attend(q, *memory.append(k, v, start)))
+            x = feed(layer, x, layer.ffn_norm * self.rms_norm(x))
         cache.advance_by_one()
-        return F.linear(self.norm * self.rms_norm(x), self.head)
+        return self.head(self.norm * self.rms_norm(x))
+
+    def locate(self, start: tuple[int, ...]) -> tuple[Tensor, float | Tensor]:
+        """RoPE's rotation (d/2,) and the temperature; (b, 1, ...) where rows stand apart."""
+        c = self.config
+        if len(set(start)) > 1:
+            position = torch.tensor(start, device=self.device)
+            heat = attention_temperature(position, c.floor_scale, c.attn_scale)
+            return rotation(position, self.frequency)[:, None], heat[:, None, None]
+        at = start[0] - self.first
+        if not 0 <= at < len(self.turns):
+            self.first, at = start[0], 0
+            ahead = torch.arange(self.first, self.first + AHEAD, device=self.device)
+            self.turns = rotation(ahead, self.frequency)
+            self.heats = attention_temperature(ahead, c.floor_scale, c.attn_scale).tolist()
+        return self.turns[at], self.heats[at]
 
     def rms_norm(self, x: Tensor) -> Tensor:
         """``model.norm.rms_norm`` of rows (n, m), in four operations where it needs seven."""
         wide = at_least_float32(x)
         square = torch.addmm(self.eps, wide * wide, self.mean[x.shape[1]])  # mean(x²) + eps
-        return (wide * square.rsqrt()).to(x.dtype)
+        return (wide * square.rsqrt_()).to(x.dtype)
 
-    def project(self, layer: Layer, x: Tensor, turn: Tensor, heat: Tensor) -> tuple[Tensor, ...]:
+    def project(self, layer: Layer, x: Tensor, turn: Tensor, heat) -> tuple[Tensor, ...]:
         """x (b, m) -> q (b, h, d), k and v (b, k, d), ready to be compared."""
         c = self.config
         b, both = len(x), c.heads + c.kv_heads
-        qkv = F.linear(x, layer.qkv).view(b, -1, c.head_width)
-        qk, v = qkv[:, :both], qkv[:, both:]
+        qk = torch.cat([layer.q(x), layer.k(x)], dim=1)  # what turns q turns k
         if layer.rope:
-            pairs = at_least_float32(qk).view(b, both, -1, 2)
-            qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).view(b, both, -1)
-            qk = qk.to(x.dtype)
+            pairs = torch.view_as_complex(at_least_float32(qk).view(b, both, -1, 2))
+            qk = torch.view_as_real(pairs * turn).to(x.dtype)
         if layer.qk_norm:
-            qk = self.rms_norm(qk.reshape(b * both, -1)).view_as(qk)
-        q, k = qk[:, : c.heads], qk[:, c.heads :]
-        return (q * heat).to(x.dtype) if layer.temperature else q, k, v
-
-
-def widths(config: Llama4Config) -> tuple[int, int]:
-    """Of what is normalised: a token's vector, and a head of q or k."""
-    return config.width, config.head_width
+            qk = self.rms_norm(qk.reshape(b * both, -1))
+        qk = qk.view(b, both, -1)
+        q, k, v = qk[:, : c.heads], qk[:, c.heads :], layer.v(x).view(b, c.kv_heads, -1)
+        if layer.temperature and not (isinstance(heat, float) and heat == 1):
+            q = (q * heat).to(x.dtype)
+        return q, k, v
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tensor:
@@ -150,10 +206,15 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tens
     return torch.bmm(score.softmax(-1), values.view(b * kv, s, d)).view(b, -1)
 
 
-def feed(layer: Layer, x: Tensor) -> Tensor:
-    """The shared expert and the chosen ones, or the dense layer; x (b, m) -> (b, m)."""
-    gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
-    out = F.linear(F.silu(gate) * up, layer.down)
+def feed(layer: Layer, x: Tensor, y: Tensor) -> Tensor:
+    """x + the shared expert and the chosen ones, or the dense layer, of y; all (b, m)."""
+    out = layer.down.add(x, F.silu(layer.gate(y)).mul_(layer.up(y)))
     if layer.moe is None:
         return out
-    return out + layer.moe.experts.forward(x, *layer.moe.router.forward(x))
+    score, choice = layer.moe.router.forward(y)
+    experts = layer.moe.experts
+    if len(y) > 1 or not isinstance(experts, Int4Experts) or not experts.can_run_on_cpu():
+        return out + experts.forward(y, score, choice)
+    for s, e in zip(score[0], choice[0].tolist(), strict=True):
+        out = out + experts.on_cpu(y * s, e).to(y.dtype)
+    return out

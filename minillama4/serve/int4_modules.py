@@ -98,9 +98,12 @@ class Int4Linear(nn.Module):
         if (kernels := gpu_kernels(x)) and self.out_features % kernels.LEAST == 0:
             out = kernels.linear(x.flatten(0, -2), self.packed, self.scale)
             return out.view(*x.shape[:-1], -1)
-        if x.dtype == torch.bfloat16 and CpuWeight.can_hold(self.packed, self.scale):
+        if x.dtype == torch.bfloat16 and self.can_run_on_cpu():
             return self.on_cpu(x.flatten(0, -2)).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight(x.dtype))  # exact in x's own precision
+
+    def can_run_on_cpu(self) -> bool:
+        return CpuWeight.can_hold(self.packed, self.scale)
 
     def on_cpu(self, x: Tensor) -> Tensor:
         """x (n, in) of any dtype -> (n, out) bfloat16, through torch's Int4 kernel."""
