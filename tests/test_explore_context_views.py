@@ -275,6 +275,19 @@ def test_the_files_join_into_one_module(files):
     }
 
 
+def test_what_lights_up_newly_is_marked_in_browser_and_figure():
+    import matplotlib.pyplot as plt
+
+    reaches = chunk_explorer()
+    assert reaches.newly(4) == list(range(16, 48)) and reaches.newly(1) == [14, 15]
+    assert reaches.newly(0) == [] == reaches.newly(8)
+    draws = chunk_explorer(layers=3, token=27, way="draws")
+    assert [draws.newly(level) for level in range(4)] == [[], [], [24, 25, 26], []]
+    dots = plot_reach(token=13).lines
+    assert [len(line.get_xdata()) for line in dots] == [len(reaches.newly(i)) for i in range(9)]
+    plt.close("all")
+
+
 # ------------------------------------------------------------------ figures
 def test_the_figures_count_what_they_show():
     import matplotlib.pyplot as plt

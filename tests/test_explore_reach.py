@@ -175,6 +175,20 @@ def test_with_spread_others_it_is_what_a_draw_gives(advantage, spread):
     assert abs(float(entropy + (logs.exp() * logs).sum())) < 0.1
 
 
+@pytest.mark.parametrize(("n", "advantage"), [(16, 3.0), (16_384, 10.0), (16_384, 8.0)])
+def test_however_spread_it_stays_a_weight_and_an_entropy(n, advantage):
+    draw = torch.Generator().manual_seed(2)
+    noise = torch.randn(200, n - 1, generator=draw, dtype=torch.float64)
+    relevant = torch.full((200, 1), advantage, dtype=torch.float64)
+    for width in torch.linspace(0, 12, 25):  # far beyond what the mean of many stands for
+        weight, entropy = one_among(n, advantage, 3.0, width / 3)
+        assert 0 <= weight <= 1 and -1e-9 <= entropy <= math.log(n) + 1e-9
+        logs = torch.cat([relevant * width / 3, width * noise], dim=1).log_softmax(1)
+        assert abs(float(weight - logs[:, 0].exp().median())) < 0.1
+        if width < 0.7 * math.sqrt(2 * math.log(n)):
+            assert abs(float(entropy + (logs.exp() * logs).sum(1).mean())) < 0.4
+
+
 # ------------------------------------------------------------------ a model's own entropy
 @pytest.mark.parametrize("at_once", [1, 500, 10**7])
 def test_entropy_is_that_of_the_traced_rows(at_once, monkeypatch):

@@ -28,14 +28,17 @@ def one_among(n, advantage: float, spread: float, temperature) -> tuple[Tensor, 
     advantage: its score above the mean of the others'; spread: their standard deviation, both in
     units of a score before temperature. n, temperature: numbers or tensors of one shape. The
     others' scores are taken as normal and so many that their sum is its expectation,
-    (n - 1) exp((s·spread)²/2): exact for spread 0, good while s·spread < sqrt(2 ln n).
+    (n - 1) exp((s·spread)²/2): exact for spread 0, good while s·spread < 0.7 sqrt(2 ln n). The
+    more it is, the fewer hold the sum, and from sqrt(2 ln n) on it is taken to be one key's (the
+    random energy model's limit, Derrida 1981): rough, an entropy then comes out nats too low.
     """
     n, s = (torch.as_tensor(x, dtype=torch.float64) for x in (n, temperature))
     width = s * spread
-    others = torch.log(n - 1) + width**2 / 2  # ln of the others' share of the denominator
+    tilt = torch.minimum(width, torch.sqrt(2 * torch.log(n - 1)))  # how far out they matter
+    others = torch.log(n - 1) + width * tilt - tilt**2 / 2  # ln of their share of the denominator
     total = torch.logaddexp(s * advantage, others)
     weight = torch.exp(s * advantage - total)
-    mean = weight * s * advantage + (1 - weight) * width**2  # of the scores, under the weights
+    mean = weight * s * advantage + (1 - weight) * width * tilt  # of the scores, under the weights
     return weight, total - mean
 
 

@@ -25,8 +25,8 @@ def plot_reach(
 ):
     """The chunk explorer's rows of tokens as a figure; its arguments. Returns the axes.
 
-    Lit cells: blue after a RoPE layer, orange and dotted after a NoPE layer; borders of chunks
-    are lines. The numbers on the right count the lit.
+    Lit cells: blue after a RoPE layer, orange after a NoPE layer, a dot where newly lit; borders
+    of chunks are lines. The numbers on the right count the lit.
     """
     sizes = dict(length=length, chunk=chunk, layers=layers, nope_every=nope_every)
     view = chunk_explorer(**sizes, window=window, token=token, way=way)
@@ -37,9 +37,8 @@ def plot_reach(
         for t, on in enumerate(lit):
             look = dict(facecolor=COLOURS[kind] if on else FAINT, edgecolor="white", linewidth=0.6)
             _box(ax, t, level, 1, 0.8, **look)
-        if kind == "nope":
-            dots = [t + 0.5 for t, on in enumerate(lit) if on]
-            ax.plot(dots, [level + 0.4] * len(dots), ".", color=INK, markersize=2)
+        new = view.newly(level)
+        ax.plot([t + 0.5 for t in new], [level + 0.4] * len(new), ".", color=INK, markersize=3)
         if kind == "rope" and not window:
             ax.vlines(range(chunk, length, chunk), level - 0.06, level + 0.86, INK, linewidth=1.2)
         ax.text(length + 0.8, level + 0.4, str(sum(lit)), va="center", fontsize=8, color=INK)

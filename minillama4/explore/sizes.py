@@ -10,6 +10,7 @@ import ipywidgets as widgets
 
 from ..config import Llama4Config
 from ..count import ParameterCount
+from .view import KeepsHtml
 
 BF16 = 2.0  # bytes for a weight
 INT4 = (4 + 32 / 128) / 8  # likewise: its 4 bits and its share of a scale
@@ -135,7 +136,7 @@ PRESETS = {
 }
 
 
-class SizesView(widgets.VBox):
+class SizesView(KeepsHtml, widgets.VBox):
     """See ``sizes_view``. ``config`` is what the knobs say; ``scheme`` how weights are kept."""
 
     def __init__(self, config: Llama4Config, scheme: str = "bf16"):
@@ -191,10 +192,9 @@ class SizesView(widgets.VBox):
     def __repr__(self) -> str:
         return f"SizesView({self.layers.value} layers, {self.experts.value} experts)"
 
-    def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**data, "text/html": self.drawing.value}, metadata
+    def to_html(self) -> str:
+        """The drawing as it is now, for where no kernel runs."""
+        return self.drawing.value
 
 
 def sizes_view(config: Llama4Config | None = None, scheme: str = "bf16") -> SizesView:

@@ -6,15 +6,14 @@ notebook and in an exported page alike; Python holds the same numbers, from ``re
 
 from html import escape
 
-import anywidget
 import traitlets
 from torch import Tensor
 
 from ..config import Llama4Config
 from .colours import INK
-from .export import page
 from .reach import drawn_from, kv_entries, receptive_field, seen_before, visible
-from .script import small_page_script, small_script, small_style
+from .script import small_script, small_style
+from .view import SmallView
 
 FILES = ("irope/masks", "irope/knobs", "irope/mask_view", "irope/chunks")
 LIMITS = {"length": (4, 96), "chunk": (1, 96), "layers": (1, 16), "nope_every": (0, 16)}
@@ -42,12 +41,13 @@ def chunk_explorer(
     return view
 
 
-class ChunkExplorer(anywidget.AnyWidget):
+class ChunkExplorer(SmallView):
     """See ``chunk_explorer``. The traits follow the reader, and can be set from code.
 
     layer: the one whose mask is shown. config: a model of these sizes. lit: what is lit up.
     """
 
+    files = FILES
     _esm = small_script(*FILES)
     _css = small_style()
 
@@ -81,6 +81,14 @@ class ChunkExplorer(anywidget.AnyWidget):
             return drawn_from(self.config, self.length, self.token, self.window)
         return receptive_field(self.config, self.length, self.window)[:, :, self.token]
 
+    def newly(self, level: int) -> list[int]:
+        """Tokens that light up in this row of ``lit``: unlit in the row from which word came."""
+        before = level - 1 if self.way == "reach" else level + 1
+        if not 0 <= before <= self.layers:
+            return []
+        lit = self.lit
+        return (lit[level] & ~lit[before]).nonzero().flatten().tolist()
+
     @property
     def mask(self) -> Tensor:
         """(t, s) bool: who sees whom in ``layer``."""
@@ -111,18 +119,8 @@ class ChunkExplorer(anywidget.AnyWidget):
         self.token = min(self.token, self.length - 1)
         self.layer = min(self.layer, self.layers - 1)
 
-    # ------------------------------------------------------------------ without a kernel
-    def to_html(self) -> str:
-        """A piece of HTML that needs no kernel and no network: all of the view, and a still
-        picture where there is no JavaScript."""
-        values = {name: getattr(self, name) for name in self.keys if not name.startswith("_")}
-        del values["layout"], values["tabbable"], values["tooltip"]
-        return page(values, snapshot(self), small_page_script(*FILES), small_style())
-
-    def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**data, "text/html": self.to_html()}, metadata
+    def still(self) -> str:
+        return snapshot(self)
 
 
 def snapshot(view: ChunkExplorer) -> str:

@@ -7,15 +7,14 @@ holds the same numbers, from ``entropy`` and the model's own ``attention_tempera
 
 import math
 
-import anywidget
 import torch
 import traitlets
 from torch import Tensor
 
 from ..model.attention import attention_temperature
 from .entropy import one_among
-from .export import page
-from .script import small_page_script, small_script, small_style
+from .script import small_script, small_style
+from .view import SmallView
 
 FILES = ("irope/softening", "irope/knobs", "irope/charts", "irope/temperature")
 STILL = (1024, 8192, 32_768, 131_072, 1_048_576, 10_485_760)  # lengths in the still picture
@@ -45,12 +44,13 @@ def temperature_explorer(
     return view
 
 
-class TemperatureExplorer(anywidget.AnyWidget):
+class TemperatureExplorer(SmallView):
     """See ``temperature_explorer``. The traits follow the reader, and can be set from code.
 
     numbers: what the view says at ``length``.
     """
 
+    files = FILES
     _esm = small_script(*FILES)
     _css = small_style()
 
@@ -93,18 +93,8 @@ class TemperatureExplorer(anywidget.AnyWidget):
             )
         return proposal.value
 
-    # ------------------------------------------------------------------ without a kernel
-    def to_html(self) -> str:
-        """A piece of HTML that needs no kernel and no network: all of the view, and a table of
-        its numbers where there is no JavaScript."""
-        values = {name: getattr(self, name) for name in self.keys if not name.startswith("_")}
-        del values["layout"], values["tabbable"], values["tooltip"]
-        return page(values, snapshot(self), small_page_script(*FILES), small_style())
-
-    def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**data, "text/html": self.to_html()}, metadata
+    def still(self) -> str:
+        return snapshot(self)
 
 
 def in_words(view: TemperatureExplorer) -> str:

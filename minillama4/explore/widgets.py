@@ -15,6 +15,7 @@ from .edits import CannotSteer
 from .reading import CannotRead, domain_loads, read, sample_rows
 from .script import style, widget_script
 from .stored import to_html
+from .view import KeepsHtml
 
 LONGEST = 400  # tokens that a view shows
 
@@ -67,7 +68,7 @@ def routing_view(
     return RoutingExplorer(model, tokenizer, text, domains, layer, full=False)
 
 
-class RoutingExplorer(anywidget.AnyWidget):
+class RoutingExplorer(KeepsHtml, anywidget.AnyWidget):
     """See ``routing_explorer``. The traits follow the reader, and can be set from code.
 
     edits: experts switched off or forced, as in ``edits.py``; [] undoes them. state, steered: the
@@ -234,11 +235,6 @@ class RoutingExplorer(anywidget.AnyWidget):
         JavaScript. Texts and models can be chosen in it, and single experts switched off; what
         needs the model itself needs Python."""
         return to_html(self)
-
-    def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**data, "text/html": self.to_html()}, metadata
 
 
 def _first_layer(config, layer: int | None) -> int:

@@ -172,13 +172,13 @@ def drive_temperature(page):
     expect(said).to_contain_text("The relevant token gets 0.0% of the attention with temperature")
     knob(page, "spread", 0, "End")
     knob(page, "attn_scale", 0, "End")
-    expect(heat.locator(".ml4-warn")).to_contain_text("the mean of many, drawn here, no longer")
+    expect(heat.locator(".ml4-warn")).to_contain_text("the largest few of the others")
     knob(page, "spread", 10)
     knob(page, "attn_scale", 10)
     knob(page, "advantage", 24)
     expect(heat.locator(".ml4-warn")).to_be_hidden()
     expect(heat.locator(".ml4-measured .ml4-curve")).to_have_count(5)
-    expect(heat.locator(".ml4-measured .ml4-name")).to_have_text(["7", "3"])
+    expect(heat.locator(".ml4-measured .ml4-name")).to_have_text(["■ layer 7", "● layer 3"])
 
 
 def nothing_sticks_out(page):

@@ -26,9 +26,11 @@ export const shareUnder = (svg, event) => {
   return ((event.clientX - box.left) * (W / box.width) - LEFT_EDGE) / WIDE;
 };
 
-function ticksOf(most) {
-  const step = [0.1, 0.2, 0.25, 0.5, 1, 2, 4, 5, 10, 20].find((size) => most / size <= 5.01) ?? most / 4;
-  return Array.from({ length: Math.floor(most / step + 1e-9) + 1 }, (_, i) => i * step);
+/** Whole multiples of a step. */
+function ticksOf(least, most) {
+  const step = [0.1, 0.2, 0.5, 1, 2, 4, 5, 10, 20].find((size) => (most - least) / size <= 5.01) ?? (most - least) / 4;
+  const [from, to] = [Math.ceil(least / step - 1e-9), Math.floor(most / step + 1e-9)];
+  return Array.from({ length: to - from + 1 }, (_, i) => (from + i) * step);
 }
 
 function lengthTicks({ shortest, longest }) {
@@ -38,35 +40,36 @@ function lengthTicks({ shortest, longest }) {
 }
 
 /**
- * The inside of an SVG. lines: [{ points: [[n, y]], look, dots, label }], look a class; span: { shortest,
- * longest }; most, least: the ends of the y axis; marks: [{ n, label, look }], lines from top to bottom;
- * spots: [{ n, y, look }].
+ * The inside of an SVG. lines: [{ points: [[n, y]], look, dots, label }], look a class, dots "round" or
+ * "square"; span: { shortest, longest }; most, least: the ends of the y axis; marks: [{ n, label, look }],
+ * lines from top to bottom; spots: [{ n, y, look }]; room: for the lines' labels, on the right.
  */
-export function chart({ lines, span, least = 0, most, marks = [], spots = [], digits = 0 }) {
-  const x = (n) => LEFT_EDGE + WIDE * shareOf(n, span);
+export function chart({ lines, span, least = 0, most, marks = [], spots = [], digits = 0, room = 0 }) {
+  const wide = WIDE - room;
+  const x = (n) => LEFT_EDGE + wide * shareOf(n, span);
   const y = (value) => ABOVE + TALL * (1 - (Math.min(Math.max(value, least), most) - least) / (most - least));
-  const across = ticksOf(most - least).map((up) => least + up).map((value) => `
-    <path class="ml4-grid" d="M${LEFT_EDGE} ${y(value)}h${WIDE}"/>
+  const across = ticksOf(least, most).map((value) => `
+    <path class="ml4-grid" d="M${LEFT_EDGE} ${y(value)}h${wide}"/>
     <text class="ml4-line" x="${LEFT_EDGE - 6}" y="${y(value) + 4}">${value.toFixed(digits)}</text>`);
   const along = lengthTicks(span).map((n) => `<text class="ml4-tick" x="${x(n)}" y="${H - BELOW + 16}">${shortLength(n)}</text>`);
   const line = ({ points, look, dots }) => {
     const d = points.map(([n, value], i) => `${i ? "L" : "M"}${x(n).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-    const round = dots ? points.map(([n, value]) => `<circle class="${look}" cx="${x(n)}" cy="${y(value)}" r="2.5"/>`) : [];
-    return `<path class="ml4-curve ${look}" d="${d}"/>${round.join("")}`;
+    const dot = ([n, value]) => `<rect class="${look}" x="${x(n) - 3}" y="${y(value) - 3}" width="6" height="6" rx="${dots === "round" ? 3 : 0}"/>`;
+    return `<path class="ml4-curve ${look}" d="${d}"/>${dots ? points.map(dot).join("") : ""}`;
   };
   const named = lines.filter(({ label }) => label).map(({ label, points }) => ({ label, at: points.at(-1) }))
     .sort((a, b) => y(b.at[1]) - y(a.at[1])); // from below; each a line above the one before
   let free = H;
   const name = ({ label, at: [n, value] }) => {
-    free = Math.min(y(value) + 4, free - 11);
-    return `<text class="ml4-name" x="${x(n) + 5}" y="${free}">${escape(label)}</text>`;
+    free = Math.min(y(value) + 4, free - 14);
+    return `<text class="ml4-name" x="${x(n) + 7}" y="${free}">${escape(label)}</text>`;
   };
   const mark = ({ n, label, look }) => `<path class="ml4-upright ${look}" d="M${x(n)} ${ABOVE}v${TALL}"/>
     <text class="ml4-tick" x="${Math.min(Math.max(x(n), LEFT_EDGE + 22), W - 30)}" y="${ABOVE - 1}">${escape(label)}</text>`;
   const within = ({ n }) => n >= span.shortest && n <= span.longest;
   return `${across.join("")}${along.join("")}${marks.filter(within).map(mark).join("")}
     ${lines.map(line).join("")}${named.map(name).join("")}${spots.map((spot) => `<circle class="ml4-spot-at ${spot.look}" cx="${x(spot.n)}" cy="${y(spot.y)}" r="4.5"/>`).join("")}
-    <text class="ml4-tick" x="${LEFT_EDGE + WIDE / 2}" y="${H - 5}">context length (tokens)</text>`;
+    <text class="ml4-tick" x="${LEFT_EDGE + wide / 2}" y="${H - 5}">context length (tokens)</text>`;
 }
 
 export const chartBox = (name, title) => `<section><h4>${title}</h4>

@@ -7,11 +7,12 @@ export const temperatureAt = (position, floor, scale) =>
 /** One relevant key among n - 1 others with normal scores, all times s: { weight, entropy }. */
 export function oneAmong(n, advantage, spread, s) {
   const width = s * spread;
-  const others = Math.log(n - 1) + (width * width) / 2; // ln of the others' share
+  const tilt = Math.min(width, Math.sqrt(2 * Math.log(n - 1))); // how far out they matter
+  const others = Math.log(n - 1) + width * tilt - (tilt * tilt) / 2; // ln of the others' share
   const [most, least] = [Math.max(s * advantage, others), Math.min(s * advantage, others)];
   const total = most + Math.log1p(Math.exp(least - most));
   const weight = Math.exp(s * advantage - total);
-  return { weight, entropy: total - (weight * s * advantage + (1 - weight) * width * width) };
+  return { weight, entropy: total - (weight * s * advantage + (1 - weight) * width * tilt) };
 }
 
 /** At a length, seen by its last token: s, and the row with the temperature and without. */
@@ -29,5 +30,5 @@ export function lengthsBetween(shortest, longest, floor) {
   return [...new Set([...inRange, shortest, longest])].sort((a, b) => a - b);
 }
 
-/** So few keys would hold the weight that the mean of many no longer stands for them. */
-export const beyondTheMean = ({ n, s }, spread) => s * spread > Math.sqrt(2 * Math.log(n));
+/** So few keys hold the others' weight that the mean of many stands for them but roughly. */
+export const beyondTheMean = ({ n, s }, spread) => s * spread > 0.7 * Math.sqrt(2 * Math.log(n));

@@ -8,6 +8,7 @@ import { drawKnobs, follow, knobRows, listenToKnobs, setter } from "./knobs.js";
 
 const TRAITS = ["floor_scale", "attn_scale", "length", "on", "advantage", "spread", "shortest", "longest", "measured"];
 const SHARES = 400; // steps of the slider of lengths
+const [DOTS, SIGNS] = [["round", "square"], ["●", "■"]]; // of the layers, in turn
 const SWITCH = [[true, "on"], [false, "off"]];
 const comma = (n) => n.toLocaleString("en-US");
 const rate = (share) => `${(100 * share).toFixed(1)}%`;
@@ -30,9 +31,9 @@ const pageOf = (sliders, measured) => `<div class="ml4-routing ml4-irope">${knob
     <span><u class="ml4-even"></u> ln n, if all got the same</span><span><u class="ml4-floor"></u> floor</span></p>
   <div class="ml4-panels ml4-charts">${chartBox("factor", "s, the factor on all scores of a query")}
     ${chartBox("weight", "Weight of the relevant token")}${chartBox("entropy", "Entropy of the row (nats)")}
-    ${measured ? chartBox("measured", "Measured in the NoPE layers: entropy (nats)") : ""}</div>
+    ${measured ? chartBox("measured", "Measured in a model: entropy (nats)") : ""}</div>
   <p class="ml4-note">One relevant token among n − 1 others. Advantage: its score above the mean of theirs; spread: the
-    standard deviation of theirs; both before temperature.</p></div>`;
+    standard deviation of theirs; both before temperature.${measured ? " What is measured in a model stays as it is: only the length moves there." : ""}</p></div>`;
 
 function sentence({ n, s, with: hot, without: plain }) {
   return `At ${comma(n)} tokens s = ${s.toFixed(4)}. The relevant token gets ${rate(hot.weight)} of the attention `
@@ -62,17 +63,18 @@ function drawCharts(part, knobs) {
   draw("entropy", "entropy", (row, way) => row[way].entropy, { most: Math.log(longest) * 1.04, also: even });
 }
 
-/** Entropies of a real model: a pair of lines for each NoPE layer, its number at their ends. */
-function drawMeasured(svg, { positions, layers, floor_scale: floor }) {
+/** Entropies of a real model: a pair of lines for each NoPE layer, named at their ends. */
+function drawMeasured(svg, { positions, layers, floor_scale: floor }, length) {
   const counts = positions.map((p) => p + 1);
   const span = { shortest: Math.max(1, Math.min(...counts)), longest: Math.max(...counts) };
   const points = (nats) => nats.map((value, i) => [counts[i], value]);
-  const lines = Object.entries(layers).flatMap(([layer, { with: hot, without: plain }]) => [
-    { points: points(plain), look: "ml4-without", dots: true },
-    { points: points(hot), look: "ml4-with", dots: true, label: layer }]);
+  const lines = Object.entries(layers).flatMap(([layer, { with: hot, without: plain }], i) => [
+    { points: points(plain), look: "ml4-without", dots: DOTS[i % 2] },
+    { points: points(hot), look: "ml4-with", dots: DOTS[i % 2], label: `${SIGNS[i % 2]} layer ${layer}` }]);
   const even = { points: counts.map((n) => [n, Math.log(n)]), look: "ml4-even" };
   const most = Math.max(Math.log(span.longest), 1) * 1.04;
-  svg.innerHTML = chart({ span, most, lines: [even, ...lines], marks: [{ n: floor, label: "", look: "ml4-floor" }] });
+  const marks = [{ n: floor, label: "", look: "ml4-floor" }, { n: length, label: shortLength(length), look: "ml4-here" }];
+  svg.innerHTML = chart({ span, most, lines: [even, ...lines], marks, room: 56 });
   svg.setAttribute("aria-label", `measured entropy of layers ${Object.keys(layers).join(", ")}`);
 }
 
@@ -89,9 +91,9 @@ function render({ model, el }) {
     drawPills(part("on"), SWITCH, knobs.on, (on) => show({ on }));
     part("said").textContent = sentence(at);
     part("warn").textContent = beyondTheMean(at, knobs.spread)
-      ? "So widely spread, a few of the others get nearly all: the mean of many, drawn here, no longer stands for them." : "";
+      ? "So widely spread, the largest few of the others hold their weight: it is drawn roughly, and the entropy too low." : "";
     drawCharts(part, knobs);
-    if (measured.layers) drawMeasured(part("measured"), measured);
+    if (measured.layers) drawMeasured(part("measured"), measured, knobs.length);
   };
   el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
   listenToKnobs(el, sliders, show);
