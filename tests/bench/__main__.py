@@ -34,7 +34,7 @@ difference  between the two results (all gradients too, in training), relative; 
             same weights, same process
 prefill     both return the logits of the last position alone
 llamacpp    left out where llama-cpp-python is not installed; Q4_0 has the weights in four bits,
-            ours are float32
+            ours are float32 where "in Int4" does not stand
 MiB         attention's peak memory beyond its inputs, its mask included; ours, then the other's
 """
 
