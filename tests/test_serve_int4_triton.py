@@ -47,6 +47,14 @@ def test_every_nibble_comes_out_as_itself():
     torch.testing.assert_close(out, (q.T - 8).to(DEVICE, torch.float16), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("group", [32, 128])
+def test_unpacking_equals_dequantize(group):
+    packed, scale = (t.to(DEVICE) for t in quantize(torch.randn(3, 32, 256) * 0.02, group))
+    for dtype in DTYPES:
+        found = kernels.unpack(packed, scale, dtype)
+        torch.testing.assert_close(found, dequantize(packed, scale, torch.float32).to(dtype))
+
+
 def some_layer(experts=4, width=256, hidden=128):
     """Packed routed experts and shared expert, and the same unpacked in float64."""
     torch.manual_seed(0)

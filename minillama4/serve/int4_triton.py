@@ -140,7 +140,28 @@ def down_kernel(
         tl.store(y + slot * WIDTH + rows[:, None], out, mask=mine)
 
 
+@triton.jit
+def unpack_kernel(packed, scale, w, IN: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """One group of ROWS rows, back to numbers: for many tokens, where reading is not the limit."""
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    k = tl.program_id(1) * GROUP
+    words = tl.load(packed + rows * (IN // 8) + k // 8 + tl.arange(0, GROUP // 8))
+    step = tl.load(scale + rows * (IN // GROUP) + k // GROUP).to(tl.float32)
+    numbers_here = numbers(words, w.dtype.element_ty, ROWS, GROUP).to(tl.float32) * step
+    tl.store(w + rows * IN + k + column_order(GROUP), numbers_here.to(w.dtype.element_ty))
+
+
 # ---------------------------------------------------------------------- launches
+def unpack(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """packed (..., out, in / 8), scale (..., out, in / group) -> (..., out, in) in 16 bits."""
+    width = packed.shape[-1] * 8
+    w = torch.empty(*packed.shape[:-1], width, dtype=dtype, device=packed.device)
+    group, rows = width // scale.shape[-1], w.numel() // width
+    at_once = _rows(rows, Tuning(rows=64))
+    unpack_kernel[(rows // at_once, width // group)](packed, scale, w, width, group, at_once)
+    return w
+
+
 def linear(x: Tensor, packed: Tensor, scale: Tensor, tuning: Tuning = Tuning()) -> Tensor:
     """x (n, in) float16 or bfloat16, packed (out, in / 8), scale (out, in / group) -> (n, out)."""
     n, out = len(x), len(packed)
