@@ -32,6 +32,11 @@ class LayerMemory:
         """Where a position (int or tensor) is kept."""
         return position if self.chunk is None else position % self.chunk
 
+    def reserve(self, like: Tensor, slots: int) -> None:
+        """Take the memory of ``slots`` slots now, or of a whole chunk; like (b, k, any, d)."""
+        self.limit = slots if self.chunk is None else min(self.chunk, slots)
+        self._grow(like, self.limit)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
         """Remember k, v (b, k, t, d) and return what q (b, h, t, d) reads; (b, h, t, d)."""
         if not any(place.start):  # nothing remembered yet: as without a cache
@@ -162,6 +167,16 @@ class KVCache:
         """Memory held, slots not yet used included."""
         held = [t for layer in self.layers for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in held)
+
+    def reserve(self, rows: int, length: int, dtype: torch.dtype, device=None) -> None:
+        """Take the memory for ``length`` tokens of each row now, rather than by doubling.
+
+        For programs that must find their memory in one place; lengths still start at 0.
+        """
+        shape = (rows, self.config.kv_heads, 0, self.config.head_width)
+        like = torch.empty(shape, dtype=dtype, device=device)
+        for layer in self.layers:
+            layer.reserve(like, length)
 
     def start(self, rows: int) -> tuple[int, ...]:
         """Positions at which a call with this many rows begins.

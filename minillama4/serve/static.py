@@ -1,0 +1,247 @@
+"""Decoding as one fixed program: the same operations on the same memory for every token.
+
+    decoder = StaticDecoder(model, rows=1, length=8192)    # all memory is taken here
+    logits = decoder.read(prompt)                          # (b, t) -> (b, v)
+    logits = decoder.step(logits.argmax(-1))               # (b,) -> (b, v), the same program again
+    tokens = decoder.write(token, 1000)                    # greedy; nothing waits for the CPU
+
+Nothing in a step depends on numbers that the CPU would have to know: positions are a tensor, a
+layer's cache has all its slots from the start (a chunk for RoPE layers), and which of them are seen
+is computed. So the step can be compiled into few kernels, and on a GPU recorded once as a CUDA
+graph and replayed. What this buys: without it, launching some two thousand small kernels takes
+longer than reading seventeen billion parameters.
+
+On a CPU the compiled step is C++ (torch.compile needs a compiler there, and a minute).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model import KVCache, Llama4
+from ..model.attention import attention_temperature
+from ..model.cache import LayerMemory
+from ..model.moe import MoE
+from ..model.rope import rope_frequencies
+from ..model.transformer import Block
+from .decoder import flat
+from .static_products import join, make_experts
+
+HOW = ("eager", "compiled", "graph")
+PIECE = 8192  # tokens of a prompt that are read at a time
+
+
+class StaticLayer:
+    """A block's weights, joined where they read the same, and its memory."""
+
+    def __init__(self, block: Block, memory: LayerMemory, kernels: bool):
+        a, ffn = block.attention, block.ffn
+        self.rope, self.qk_norm, self.temperature = a.rope, a.qk_norm, a.temperature
+        self.attention_norm, self.ffn_norm = block.attention_norm.weight, block.ffn_norm.weight
+        self.qkv, self.o = join([a.q, a.k, a.v], kernels), join([a.o], kernels)
+        self.keys, self.values, self.chunk = memory.keys, memory.values, memory.chunk
+        mlp = ffn.shared if isinstance(ffn, MoE) else ffn
+        self.router = ffn.router if isinstance(ffn, MoE) else None
+        self.experts = make_experts(ffn, kernels) if isinstance(ffn, MoE) else None
+        self.adds_shared = self.experts is not None and self.experts.adds_shared
+        if not self.adds_shared:
+            self.gate_up, self.down = join([mlp.gate, mlp.up], kernels), join([mlp.down], kernels)
+
+
+class StaticDecoder:
+    """Reads prompts through the model, and then one token a row by a fixed program.
+
+    rows: texts side by side; length: the most tokens of each, prompt included. how: "eager",
+    "compiled" (torch.compile) or "graph" (compiled and recorded as a CUDA graph; the default on a
+    GPU). kernels: use the Triton kernels; by default on a GPU in 16 bits.
+    ValueError for a model that was changed, or a length beyond its max_length.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Llama4, rows: int, length: int, how: str | None = None, kernels=None):
+        c, weight = model.config, model.embed.weight
+        how = how or ("graph" if weight.is_cuda else "eager")
+        _check(model, rows, length, how)
+        if kernels is None:
+            kernels = weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
+        self.model, self.config, self.kernels, self.how = model, c, kernels, how
+        self.rows, self.length = rows, length
+        self.cache = KVCache(c)
+        self.cache.reserve(rows, length, weight.dtype, weight.device)
+        memories = zip(model.blocks, self.cache.layers, strict=True)
+        self.layers = [StaticLayer(block, memory, kernels) for block, memory in memories]
+        self.head = join([model.head], kernels)
+        self.frequency = rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling, weight.device)
+        self.row = torch.arange(rows, device=weight.device)
+        self.token = torch.zeros(rows, dtype=torch.int64, device=weight.device)
+        self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)
+        self._run, self._graph, self._logits = None, None, None
+
+    # ------------------------------------------------------------------ what is called
+    @torch.inference_mode()
+    def read(self, tokens: Tensor) -> Tensor:
+        """A new text: tokens (b, t) -> logits (b, v) of what follows."""
+        if tokens.ndim != 2 or tokens.shape[0] != self.rows or tokens.shape[1] > self.length:
+            raise ValueError(
+                f"tokens must have shape ({self.rows}, up to {self.length}), as this decoder was "
+                f"made, not {tuple(tokens.shape)}."
+            )
+        self.cache.lengths, self.cache._halfway = None, False
+        for piece in tokens.split(PIECE, dim=1):
+            logits = self.model(piece, cache=self.cache, last_only=True)
+        self.position.fill_(tokens.shape[1])
+        return logits[:, 0]
+
+    @torch.inference_mode()
+    def step(self, token: Tensor) -> Tensor:
+        """token (b,) -> logits (b, v), valid until the next step."""
+        self._make_room(1)
+        self.token.copy_(token)
+        self._advance()
+        return self._logits
+
+    @torch.inference_mode()
+    def write(self, token: Tensor, count: int) -> Tensor:
+        """Greedy: feed ``token`` (b,) and then each most likely one; (b, count)."""
+        self._make_room(count)
+        self.token.copy_(token)
+        made = torch.empty(self.rows, count, dtype=torch.int64, device=self.token.device)
+        for i in range(count):
+            self._advance()
+            made[:, i] = self.token  # the program puts the most likely token there
+        return made
+
+    def _make_room(self, count: int) -> None:
+        if self.cache.lengths is None:
+            raise RuntimeError("Nothing has been read yet: call read(prompt) first.")
+        if self.cache.lengths[0] + count > self.length:
+            raise ValueError(
+                f"No room for {count:,} more tokens after {self.cache.lengths[0]:,}: this decoder "
+                f"was made for {self.length:,}."
+            )
+
+    def _advance(self) -> None:
+        """One step: token and position in, logits, next token and position out."""
+        if self._run is None:
+            self._prepare()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._logits = self._run()
+        self.cache.advance_by_one()
+
+    def _prepare(self) -> None:
+        self._run = self.program
+        if self.how == "eager":
+            return
+        import torch._dynamo
+
+        # an expert's number, read from a tensor, may choose which weights a CPU reads
+        with torch._dynamo.config.patch(capture_scalar_outputs=True):
+            self._run = torch.compile(self.program, fullgraph=True, dynamic=False)
+            if self.how == "graph":
+                self._record()
+            else:
+                token, position = self.token.clone(), self.position.clone()
+                self._run()
+                self.token.copy_(token), self.position.copy_(position)
+
+    def _record(self) -> None:
+        """Compile and warm up on a stream of its own, as recording asks; then record."""
+        token, position = self.token.clone(), self.position.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # each writes the same slot again: nothing is left of it
+                self._run()
+                self.token.copy_(token), self.position.copy_(position)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = self._run()
+        self.token.copy_(token), self.position.copy_(position)
+
+    # ------------------------------------------------------------------ the program
+    def program(self) -> Tensor:
+        """Logits (b, v) for ``self.token`` at ``self.position``, both of which move on."""
+        c, position = self.config, self.position
+        angle = position[:, None].float() * self.frequency  # b d/2
+        turn = angle.cos()[:, None, :, None], angle.sin()[:, None, :, None]
+        heat = attention_temperature(position, c.floor_scale, c.attn_scale)[:, None, None]
+        x = F.embedding(self.token, self.model.embed.weight)
+        for layer in self.layers:
+            x = x + self.attention(layer, self.norm(x, layer.attention_norm), turn, heat)
+            x = x + self.feed(layer, self.norm(x, layer.ffn_norm))
+        logits = self.head(self.norm(x, self.model.norm.weight))
+        self.token.copy_(logits.argmax(-1))
+        self.position.add_(1)
+        return logits
+
+    def norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """RMS norm over the last axis, written out: a compiler joins it with its neighbours."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
+        return wide.to(x.dtype) if weight is None else wide.to(x.dtype) * weight
+
+    def attention(self, layer: StaticLayer, x: Tensor, turn, heat: Tensor) -> Tensor:
+        """x (b, m) -> (b, m), the new token remembered."""
+        c, b = self.config, self.rows
+        qkv = layer.qkv(x).view(b, -1, c.head_width)
+        qk, v = qkv[:, : c.heads + c.kv_heads], qkv[:, c.heads + c.kv_heads :]
+        if layer.rope:
+            qk = rotate(qk, *turn)
+        if layer.qk_norm:
+            qk = self.norm(qk)
+        q, k = qk[:, : c.heads], qk[:, c.heads :]
+        if layer.temperature:
+            q = (q * heat).to(x.dtype)
+        slot = self.position if layer.chunk is None else self.position % layer.chunk
+        layer.keys[self.row, :, slot], layer.values[self.row, :, slot] = k, v
+        if self.kernels and c.head_width in (16, 32, 64, 128, 256):
+            from .gpu_ops import decode_attention
+
+            out = decode_attention(q.contiguous(), layer.keys, layer.values, slot)
+        else:
+            out = attend_masked(q, layer.keys, layer.values, slot)
+        return layer.o(out.reshape(b, -1))
+
+    def feed(self, layer: StaticLayer, x: Tensor) -> Tensor:
+        """The shared expert and the chosen ones, or the dense layer; (b, m) -> (b, m)."""
+        out = 0
+        if not layer.adds_shared:
+            gate, up = layer.gate_up(x).chunk(2, -1)
+            out = layer.down(F.silu(gate) * up)
+        if layer.experts is None:
+            return out
+        return out + layer.experts(x, *layer.router.forward(x))
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """``model.rope.rotate`` without complex numbers, which compilers do not know."""
+    a, b = (x if x.dtype == torch.float64 else x.float()).unflatten(-1, (-1, 2)).split(1, -1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2).to(x.dtype)
+
+
+def attend_masked(q: Tensor, keys: Tensor, values: Tensor, last: Tensor) -> Tensor:
+    """q (b, h, d) over slots 0 to ``last`` (b,) of keys and values (b, k, s, d); (b, h, d)."""
+    b, kv, s, d = keys.shape
+    seen = torch.arange(s, device=q.device) <= last[:, None]
+    score = torch.matmul(q.reshape(b, kv, -1, d), keys.mT) * d**-0.5
+    score = score.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
+    return torch.matmul(score, values).reshape(b, -1, d)
+
+
+def _check(model: nn.Module, rows: int, length: int, how: str) -> None:
+    if not flat(model):
+        raise ValueError(
+            "This model has parts that a StaticDecoder does not know, or hooks that watch it."
+        )
+    if how not in HOW or (how == "graph" and not model.embed.weight.is_cuda):
+        raise ValueError(f"how = {how!r} is none of eager, compiled or, on a GPU alone, graph.")
+    if rows < 1 or not 1 <= length <= model.config.max_length:
+        raise ValueError(
+            f"rows = {rows} and length = {length:,} must be at least 1, and length at most the "
+            f"model's max_length of {model.config.max_length:,}."
+        )

@@ -1,0 +1,166 @@
+"""The fixed program: step after step the logits of the full forward, whatever it is made of."""
+
+import copy
+
+import pytest
+import torch
+
+import minillama4 as ml4
+from minillama4.serve.int4_modules import quantize_model
+from minillama4.serve.static import StaticDecoder
+
+KINDS = {
+    "scout": {},
+    "maverick": dict(moe_every=2, qk_norm=False),
+    "two experts": dict(top_k=2),
+    "tied": dict(tied=True),
+}
+
+
+def model_of(dtype=torch.float64, **changes) -> ml4.Llama4:
+    torch.manual_seed(0)
+    sizes = dict(chunk=8, floor_scale=5, max_length=64) | changes
+    model = ml4.Llama4(ml4.Llama4Config.nano(**sizes)).to(dtype).eval()
+    for parameter in model.parameters():  # strong enough that every part is felt
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.12)
+    return model
+
+
+def tokens_of(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(256, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def decoded(decoder: StaticDecoder, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
+    """Logits (b, t - prompt + 1, v), of the prompt's last token and of each that follows."""
+    first = decoder.read(tokens[:, :prompt])
+    later = [decoder.step(token).clone() for token in tokens[:, prompt:].unbind(1)]
+    return torch.stack([first, *later], dim=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_equals_the_full_forward_over_several_chunks(kind, rows):
+    model, tokens = model_of(**KINDS[kind]), tokens_of(rows, 37)
+    with torch.inference_mode():
+        full = model(tokens)
+    decoder = StaticDecoder(model, rows, 40)
+    for prompt in (3, 8, 21):  # the same memory, again and again
+        found = decoded(decoder, tokens, prompt)
+        torch.testing.assert_close(found, full[:, prompt - 1 :], rtol=1e-6, atol=1e-6)
+    with torch.inference_mode():  # joined weights are the model's still
+        torch.testing.assert_close(model(tokens), full)
+
+
+def test_writes_what_generate_writes():
+    model, tokens = model_of(), tokens_of(2, 5)
+    expected = torch.tensor(ml4.complete(model, tokens, 40))
+    decoder = StaticDecoder(model, 2, 45)
+    first = decoder.read(tokens).argmax(-1)
+    made = decoder.write(first, 39)
+    assert torch.equal(torch.cat([first[:, None], made], dim=1), expected)
+    assert decoder.cache.lengths == (44, 44)
+
+
+def test_memory_does_not_grow_and_is_bounded_by_chunks():
+    model = model_of()
+    decoder = StaticDecoder(model, 1, 40)
+    before = decoder.cache.bytes
+    per_slot = 2 * model.config.kv_heads * model.config.head_width * 8
+    assert before == per_slot * (3 * 8 + 40)  # three RoPE layers of one chunk, one NoPE layer
+    decoder.read(tokens_of(1, 5))
+    decoder.write(torch.tensor([1]), 30)
+    assert decoder.cache.bytes == before
+
+
+INT4 = dict(width=64, head_width=16, heads=4, expert_hidden=64, dense_hidden=128)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(moe_every=2), dict(top_k=2)])
+@pytest.mark.parametrize("what", ["experts", "all"])
+def test_int4_through_the_cpu_kernel(changes, what):
+    model = quantize_model(model_of(torch.float32, **INT4, **changes), what, group=32)
+    tokens = tokens_of(2, 30)
+    with torch.inference_mode():
+        full = model(tokens)[:, 2:]
+    found = decoded(StaticDecoder(model, 2, 30), tokens, 3)
+    apart = (found - full).norm(dim=-1) / full.norm(dim=-1)
+    assert 0 < apart.median() < 0.05  # activations are rounded to bfloat16, and nothing else
+
+
+@pytest.mark.parametrize("changes", [{}, dict(moe_every=2), dict(top_k=2)])
+@pytest.mark.parametrize("what", ["experts", "blocks"])
+def test_int4_through_the_gpus_kernels(changes, what):
+    """In Triton's interpreter, on few and short steps: it is slow."""
+    pytest.importorskip("triton", reason="Triton runs on Linux alone")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = dict(vocab_size=256, heads=2, kv_heads=1, layers=4)
+    plain = model_of(torch.float32, **(INT4 | dict(width=32, expert_hidden=32) | sizes | changes))
+    model = quantize_model(plain, what, group=32).to(device)
+    exact = copy.deepcopy(model)
+    tokens = tokens_of(1, 12).to(device)
+    with torch.inference_mode():
+        full = exact(tokens)[:, 5:]
+    found = decoded(StaticDecoder(model.half(), 1, 12, how="eager", kernels=True), tokens, 6)
+    apart = (found.float() - full).norm(dim=-1) / full.norm(dim=-1)
+    assert 0 < apart.median() < 0.02
+
+
+def test_compiled_it_is_the_same_program_and_is_compiled_once():
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    model = quantize_model(model_of(torch.float32, layers=2, nope_every=2, **INT4), "all", group=32)
+    tokens = tokens_of(1, 5)
+    eager, compiled = (StaticDecoder(model, 1, 60, how=how) for how in ("eager", "compiled"))
+    counters.clear()
+    torch._dynamo.reset()
+    for decoder in (eager, compiled):
+        decoder.read(tokens)
+    token = torch.tensor([7])
+    for _ in range(50):
+        one, other = eager.step(token), compiled.step(token)
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+        token = one.argmax(-1)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_as_a_cuda_graph_it_writes_a_thousand_tokens_without_compiling_again():
+    from torch._dynamo.utils import counters
+
+    config = ml4.Llama4Config.mini(max_length=4096)
+    model = quantize_model(ml4.Llama4(config).to("cuda", torch.bfloat16))
+    graph, eager = (StaticDecoder(model, 1, 2048, how=how) for how in ("graph", "eager"))
+    tokens = tokens_of(1, 100).cuda()
+    first = graph.read(tokens).argmax(-1)
+    eager.read(tokens)
+    graph.write(first, 1)
+    before = counters["stats"]["unique_graphs"]
+    graph.read(tokens)
+    made = graph.write(first, 1000)
+    assert counters["stats"]["unique_graphs"] == before
+    assert (made[:, :64] == eager.write(first, 64)).float().mean() > 0.9
+
+
+def test_says_what_does_not_fit():
+    model = model_of()
+    for wrong, message in (
+        (dict(rows=0, length=8), "at least 1"),
+        (dict(rows=1, length=65), "max_length of 64"),
+        (dict(rows=1, length=8, how="fast"), "none of eager, compiled"),
+        (dict(rows=1, length=8, how="graph"), "on a GPU alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StaticDecoder(model, **wrong)
+    decoder = StaticDecoder(model, 1, 8)
+    with pytest.raises(RuntimeError, match="read"):
+        decoder.step(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"\(1, up to 8\)"):
+        decoder.read(tokens_of(2, 3))
+    decoder.read(tokens_of(1, 6))
+    with pytest.raises(ValueError, match="No room for 3 more tokens after 6"):
+        decoder.write(torch.tensor([1]), 3)
+    with ml4.trace(model), pytest.raises(ValueError, match="hooks"):
+        StaticDecoder(model, 1, 8)
