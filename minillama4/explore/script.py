@@ -10,7 +10,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 SHARED = ("reading", "page", "comparing", "steering", "tokens", "experts", "layers", "listening")
-IMPORT = re.compile(r"^import \{[^}]*\} from \"\.\.?/\w+\.js\";\n", re.MULTILINE)
+IMPORT = re.compile(r"^import \{[^}]*\} from \"\.\.?/[\w/]+\.js\";\n", re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:const|function) )", re.MULTILINE)
 
 
@@ -47,7 +47,8 @@ def small_page_script(*files: str) -> str:
 
 @cache
 def small_style() -> str:
-    return style() + (STATIC / "irope" / "irope.css").read_text("utf-8")
+    sheets = ("explorer", "irope/irope", "planner/planner")
+    return "".join((STATIC / f"{name}.css").read_text("utf-8") for name in sheets)
 
 
 def _joined(*names: str) -> str:
