@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from minillama4.files import write_json
 
-from . import attention, inference, llamacpp, moe, training
+from . import attention, inference, int4, llamacpp, moe, training
 from .plan import Plan, quick
 from .report import Row, load, provenance, table
 from .timing import ResultsDiffer, threads
@@ -22,6 +22,7 @@ SECTIONS = {
     "train": training.cases,
     "prefill": inference.prefill_cases,
     "decode": inference.decode_cases,
+    "int4": int4.cases,
     "attention": attention.cases,
     "llamacpp": llamacpp.cases,
 }
