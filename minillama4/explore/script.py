@@ -47,7 +47,7 @@ def small_page_script(*files: str) -> str:
 
 @cache
 def small_style() -> str:
-    sheets = ("explorer", "irope/irope", "planner/planner")
+    sheets = ("explorer", "irope/irope", "planner/planner", "int4/int4")
     return "".join((STATIC / f"{name}.css").read_text("utf-8") for name in sheets)
 
 
