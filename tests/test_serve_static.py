@@ -1,9 +1,11 @@
 """The fixed program: step after step the logits of the full forward, whatever it is made of."""
 
 import copy
+import shutil
 
 import pytest
 import torch
+import torch._dynamo
 
 import minillama4 as ml4
 from minillama4.serve.int4_modules import quantize_model
@@ -106,8 +108,13 @@ def test_int4_through_the_gpus_kernels(changes, what):
     assert 0 < apart.median() < 0.02
 
 
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ["g++", "clang++", "cl"])), reason="torch.compile needs a C++ compiler"
+)
+
+
+@needs_compiler
 def test_compiled_it_is_the_same_program_and_is_compiled_once():
-    import torch._dynamo
     from torch._dynamo.utils import counters
 
     model = quantize_model(model_of(torch.float32, layers=2, nope_every=2, **INT4), "all", group=32)
@@ -123,6 +130,35 @@ def test_compiled_it_is_the_same_program_and_is_compiled_once():
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
         token = one.argmax(-1)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@needs_compiler
+def test_in_compiled_pieces_as_a_graph_records_them():
+    model = quantize_model(model_of(torch.float32, **INT4), "blocks", group=32)
+    tokens = tokens_of(1, 12)
+    eager, pieces = (StaticDecoder(model, 1, 30) for _ in range(2))
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        pieces._compile_pieces()
+        one, other = (decoded(decoder, tokens, 4) for decoder in (eager, pieces))
+    torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+@needs_compiler
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_gpus_kernels_compile_into_the_program(whole):
+    """As operations that the compiler knows by name; computed by Triton's interpreter here."""
+    pytest.importorskip("triton", reason="Triton runs on Linux alone")
+    if torch.cuda.is_available():
+        pytest.skip("where there is a GPU, the next test records the real thing")
+    sizes = dict(heads=2, kv_heads=1, layers=2, nope_every=2, width=32, expert_hidden=32)
+    model = quantize_model(model_of(torch.float32, **(INT4 | sizes)), "blocks", group=32).half()
+    eager = StaticDecoder(model, 1, 12, kernels=True)
+    how = "compiled" if whole else "eager"
+    other = StaticDecoder(model, 1, 12, how=how, kernels=True)
+    if not whole:
+        other._compile_pieces()
+    one, two = (decoded(decoder, tokens_of(1, 8), 5) for decoder in (eager, other))
+    torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.gpu

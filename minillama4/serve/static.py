@@ -8,8 +8,8 @@
 Nothing in a step depends on numbers that the CPU would have to know: positions are a tensor, a
 layer's cache has all its slots from the start (a chunk for RoPE layers), and which of them are seen
 is computed. So the step can be compiled into few kernels, and on a GPU recorded once as a CUDA
-graph and replayed. What this buys: without it, launching some two thousand small kernels takes
-longer than reading seventeen billion parameters.
+graph and replayed: launching some two thousand small kernels one by one would take longer than
+reading seventeen billion parameters.
 
 On a CPU the compiled step is C++ (torch.compile needs a compiler there, and a minute).
 """
@@ -113,6 +113,13 @@ class StaticDecoder:
             made[:, i] = self.token  # the program puts the most likely token there
         return made
 
+    def pretend(self, length: int) -> None:
+        """As if ``length`` tokens had been read, with a cache that holds anything: to measure."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"This decoder was made for {self.length:,} tokens, not {length:,}.")
+        self.cache.lengths, self.cache._halfway = (length,) * self.rows, False
+        self.position.fill_(length)
+
     def _make_room(self, count: int) -> None:
         if self.cache.lengths is None:
             raise RuntimeError("Nothing has been read yet: call read(prompt) first.")
@@ -133,37 +140,44 @@ class StaticDecoder:
         self.cache.advance_by_one()
 
     def _prepare(self) -> None:
-        self._run = self.program
-        if self.how == "eager":
-            return
+        """Compile, and record; token and position are afterwards as they were."""
         import torch._dynamo
 
+        self._run = self.program
+        token, position = self.token.clone(), self.position.clone()
         # an expert's number, read from a tensor, may choose which weights a CPU reads
-        with torch._dynamo.config.patch(capture_scalar_outputs=True):
-            # on a CPU even the calls of the kernels are compiled: a quarter less time at mini size
-            options = None if self.how == "graph" else {"cpp_wrapper": True}
-            self._run = torch.compile(self.program, fullgraph=True, dynamic=False, options=options)
-            if self.how == "graph":
-                self._record()
-            else:
-                token, position = self.token.clone(), self.position.clone()
+        with torch._dynamo.config.patch(capture_scalar_outputs=True, recompile_limit=64):
+            if self.how == "compiled":
+                # the calls of the kernels too: a quarter less time at mini size
+                options = {"cpp_wrapper": True}
+                whole = torch.compile(self.program, fullgraph=True, dynamic=False, options=options)
+                self._run = whole
                 self._run()
-                self.token.copy_(token), self.position.copy_(position)
+            elif self.how == "graph":
+                self._compile_pieces()
+                self._record()
+        self.token.copy_(token), self.position.copy_(position)
+
+    def _compile_pieces(self) -> None:
+        """What stands between the large products becomes few kernels. All layers of a kind share
+        them, so this takes seconds; a recorded graph does not mind that there are many calls."""
+        names = "before", "after", "end"
+        for name in names:
+            piece = torch.compile(getattr(self, name), fullgraph=True, dynamic=False)
+            setattr(self, name, piece)
 
     def _record(self) -> None:
-        """Compile and warm up on a stream of its own, as recording asks; then record."""
-        token, position = self.token.clone(), self.position.clone()
-        stream = torch.cuda.Stream()
+        """Warm up on a stream of its own, as recording asks; then record."""
+        stream, position = torch.cuda.Stream(), self.position.clone()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # each writes the same slot again: nothing is left of it
+            for _ in range(3):
                 self._run()
-                self.token.copy_(token), self.position.copy_(position)
+                self.position.copy_(position)  # each writes the same slot again
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = self._run()
-        self.token.copy_(token), self.position.copy_(position)
 
     # ------------------------------------------------------------------ the program
     def program(self) -> Tensor:
@@ -174,50 +188,56 @@ class StaticDecoder:
         heat = attention_temperature(position, c.floor_scale, c.attn_scale)[:, None, None]
         x = F.embedding(self.token, self.model.embed.weight)
         for layer in self.layers:
-            x = x + self.attention(layer, self.norm(x, layer.attention_norm), turn, heat)
-            x = x + self.feed(layer, self.norm(x, layer.ffn_norm))
-        logits = self.head(self.norm(x, self.model.norm.weight))
+            q, k, v = self.before(layer, x, turn, heat)
+            x = self.after(layer, x, self.look(layer, q, k, v))
+        logits = self.end(x)
         self.token.copy_(logits.argmax(-1))
         self.position.add_(1)
         return logits
 
-    def norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """RMS norm over the last axis, written out: a compiler joins it with its neighbours."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
-        return wide.to(x.dtype) if weight is None else wide.to(x.dtype) * weight
-
-    def attention(self, layer: StaticLayer, x: Tensor, turn, heat: Tensor) -> Tensor:
-        """x (b, m) -> (b, m), the new token remembered."""
-        c, b = self.config, self.rows
-        qkv = layer.qkv(x).view(b, -1, c.head_width)
+    def before(self, layer: StaticLayer, x: Tensor, turn, heat: Tensor) -> tuple[Tensor, ...]:
+        """x (b, m) -> q (b, h, d), k and v (b, k, d), ready to be compared."""
+        c = self.config
+        x = self.norm(x, layer.attention_norm)
+        qkv = layer.qkv(x).view(self.rows, -1, c.head_width)
         qk, v = qkv[:, : c.heads + c.kv_heads], qkv[:, c.heads + c.kv_heads :]
         if layer.rope:
             qk = rotate(qk, *turn)
         if layer.qk_norm:
             qk = self.norm(qk)
         q, k = qk[:, : c.heads], qk[:, c.heads :]
-        if layer.temperature:
-            q = (q * heat).to(x.dtype)
+        return (q * heat).to(x.dtype) if layer.temperature else q, k, v
+
+    def look(self, layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Remember k and v, and attend to all that may be seen; (b, h, d)."""
         slot = self.position if layer.chunk is None else self.position % layer.chunk
         layer.keys[self.row, :, slot], layer.values[self.row, :, slot] = k, v
-        if self.kernels and c.head_width in (16, 32, 64, 128, 256):
+        if self.kernels and self.config.head_width in (16, 32, 64, 128, 256):
             from .gpu_ops import decode_attention
 
-            out = decode_attention(q.contiguous(), layer.keys, layer.values, slot)
-        else:
-            out = attend_masked(q, layer.keys, layer.values, slot)
-        return layer.o(out.reshape(b, -1))
+            return decode_attention(q.contiguous(), layer.keys, layer.values, slot)
+        return attend_masked(q, layer.keys, layer.values, slot)
 
-    def feed(self, layer: StaticLayer, x: Tensor) -> Tensor:
-        """The shared expert and the chosen ones, or the dense layer; (b, m) -> (b, m)."""
-        out = 0
-        if not layer.adds_shared:
-            gate, up = layer.gate_up(x).chunk(2, -1)
-            out = layer.down(F.silu(gate) * up)
-        if layer.experts is None:
-            return out
-        return out + layer.experts(x, *layer.router.forward(x))
+    def after(self, layer: StaticLayer, x: Tensor, seen: Tensor) -> Tensor:
+        """What attention has read, then the experts; (b, m)."""
+        x = x + layer.o(seen.reshape(self.rows, -1))
+        y = self.norm(x, layer.ffn_norm)
+        if not layer.adds_shared:  # shared expert or dense layer; else the experts' kernel has it
+            gate, up = layer.gate_up(y).chunk(2, -1)
+            x = x + layer.down(F.silu(gate) * up)
+        if layer.experts is not None:
+            x = x + layer.experts(y, *layer.router.forward(y))
+        return x
+
+    def end(self, x: Tensor) -> Tensor:
+        """x (b, m) -> logits (b, v)."""
+        return self.head(self.norm(x, self.model.norm.weight))
+
+    def norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """RMS norm over the last axis, written out: a compiler joins it with its neighbours."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
+        return wide.to(x.dtype) if weight is None else wide.to(x.dtype) * weight
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
