@@ -17,7 +17,7 @@ const page = `<div class="ml4-routing ml4-irope ml4-int4">
   <div class="ml4-panels">${pictureBox("over-bits", "Loss added (nats per token), over bits")}
     ${pictureBox("over-size", "The same over size: every pair of bits and group")}</div>
   <p class="ml4-key">${Object.entries(LOOKS).map(([how, look]) => `<span><u class="${look}"></u> ${how}</span>`).join("")}
-    <span>hollow: may be nothing</span><span>click a dot to choose it</span></p></div>`;
+    <span>hollow: the interval takes in zero</span><span>click a dot to choose it</span></p></div>`;
 
 function render({ model, el }) {
   const show = setter(model);
