@@ -190,6 +190,18 @@ def test_experts_equal_unpacked_experts(top_k, rows):
     assert quick.dtype == torch.bfloat16 and 0 < error < 0.02
 
 
+@pytest.mark.parametrize("load", [[9, 0, 3, 8, 4, 6], [0, 0, 0, 0, 30, 0], [30, 0, 0, 0, 0, 0]])
+def test_prompts_are_read_by_a_grouped_product_of_some_experts_at_a_time(load):
+    torch.manual_seed(0)
+    plain = Experts(6, 256, 128).requires_grad_(False)
+    plain.gate_up.normal_(std=0.05), plain.down.normal_(std=0.05)
+    experts = quantize_experts(plain, 128, "compressed-tensors")
+    x = torch.randn(30, 256)
+    choice = torch.arange(6).repeat_interleave(torch.tensor(load))[:, None]
+    expected = experts(x.double(), torch.ones(30, 1, dtype=torch.float64), choice)
+    torch.testing.assert_close(experts.grouped(x, load).double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_gradient_passes_through_to_what_lies_below():
     linear, x = Int4Linear.of(*quantize(some_weight())), torch.randn(3, 256, requires_grad=True)
     linear(x).sum().backward()

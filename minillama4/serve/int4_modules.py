@@ -20,6 +20,7 @@ from ..model.moe import Experts, MoE, swiglu
 from .int4 import GROUP, PER_WORD, dequantize, quantize, unpack
 
 WHAT = ("experts", "blocks", "all")
+UNPACKED = 4  # experts unpacked at a time in reading a prompt: 1 GB of Scout's
 FEW = 64  # rows up to which a product is bound by reading weights: beyond, they are unpacked first
 
 
@@ -32,6 +33,13 @@ def gpu_kernels(x: Tensor):
     except ImportError:  # Windows
         return None
     return int4_triton
+
+
+def unpacked(packed: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """(..., out, in) in x's dtype, to multiply x with."""
+    if kernels := gpu_kernels(x):
+        return kernels.unpack(packed, scale, x.dtype)
+    return dequantize(packed, scale, x.dtype)
 
 
 class CpuWeight:
@@ -94,13 +102,13 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         if rows > FEW or (torch.is_grad_enabled() and x.requires_grad):
-            return F.linear(x, self.weight(x.dtype))
+            return F.linear(x, unpacked(self.packed, self.scale, x))
         if (kernels := gpu_kernels(x)) and self.out_features % kernels.LEAST == 0:
             out = kernels.linear(x.flatten(0, -2), self.packed, self.scale)
             return out.view(*x.shape[:-1], -1)
         if x.dtype == torch.bfloat16 and self.can_run_on_cpu():
             return self.on_cpu(x.flatten(0, -2)).view(*x.shape[:-1], -1)
-        return F.linear(x, self.weight(x.dtype))  # exact in x's own precision
+        return F.linear(x, unpacked(self.packed, self.scale, x))  # exact in x's own precision
 
     def can_run_on_cpu(self) -> bool:
         return CpuWeight.can_hold(self.packed, self.scale)
@@ -167,10 +175,33 @@ class Int4Experts(nn.Module):
         source = pair // k
         scaled = tokens[source] * score.flatten()[pair, None]
         load = choice.bincount(minlength=len(self.down_packed)).tolist()
+        if gpu_kernels(tokens):
+            out = self.grouped(scaled, load)
+            return torch.zeros_like(tokens).index_add(0, source, out)
         hit = [(e, n) for e, n in enumerate(load) if n]
         parts = zip(scaled.split([n for _, n in hit]), hit, strict=True)
         out = torch.cat([self.one(part, e) for part, (e, _) in parts])
         return torch.zeros_like(tokens).index_add(0, source, out)
+
+    def grouped(self, x: Tensor, load: list[int]) -> Tensor:
+        """x (n, m), scaled and sorted by expert, load[e] of them for expert e -> (n, m).
+
+        A prompt hits all experts with many tokens each: a few experts at a time are unpacked, and
+        one grouped product serves them.
+        """
+        outs, begin = [], 0
+        for first in range(0, len(load), UNPACKED):
+            counts = load[first : first + UNPACKED]
+            part = x[begin : begin + sum(counts)]
+            begin += sum(counts)
+            if not len(part):
+                continue
+            some = slice(first, first + len(counts))
+            gate_up, down = (unpacked(p[some], s[some], x).mT for p, s in self.pairs())
+            ends = torch.tensor(counts, device=x.device).cumsum(0, dtype=torch.int32)
+            gate, up = F.grouped_mm(part, gate_up, offs=ends).chunk(2, dim=-1)
+            outs.append(F.grouped_mm(F.silu(gate) * up, down, offs=ends))
+        return torch.cat(outs)
 
     def one(self, x: Tensor, expert: int) -> Tensor:
         """x (n, m), already scaled, through one expert; (n, m)."""

@@ -35,6 +35,9 @@ class Tuning:
     stages: int = 6
 
 
+TUNINGS = {"up": Tuning(), "down": Tuning(), "linear": Tuning()}  # ``start.py gpu`` tries others
+
+
 # ---------------------------------------------------------------------- device code
 @triton.jit
 def numbers(words, dtype: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr):
@@ -162,11 +165,11 @@ def unpack(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return w
 
 
-def linear(x: Tensor, packed: Tensor, scale: Tensor, tuning: Tuning = Tuning()) -> Tensor:
+def linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """x (n, in) float16 or bfloat16, packed (out, in / 8), scale (out, in / group) -> (n, out)."""
     n, out = len(x), len(packed)
     group = x.shape[1] // scale.shape[1]
-    y = x.new_empty(n, out)
+    y, tuning = x.new_empty(n, out), TUNINGS["linear"]
     rows, tokens = _rows(out, tuning), _tokens(n)
     grid = (out // rows, triton.cdiv(n, tokens))
     sizes = (x.shape[1], out, group, rows, tokens)
@@ -186,7 +189,6 @@ def experts(
     down_packed: Tensor,
     down_scale: Tensor,
     shared: tuple[Tensor, ...] | None = None,
-    tunings: tuple[Tuning, Tuning] = (Tuning(), Tuning()),
 ) -> Tensor:
     """x (n, m) float16 or bfloat16, score and choice (n,) -> (n, m): Expert_choice(score · x).
 
@@ -198,11 +200,11 @@ def experts(
     routed = (gate_up_packed, gate_up_scale, down_packed, down_scale)
     gate_p, gate_s, up_p, up_s, down_p, down_s = shared or (*routed[:2], *routed)
     h, y = x.new_empty(1 + both, n, hidden), x.new_empty(1 + both, n, width, dtype=torch.float32)
-    tokens, (first, second) = _tokens(n), tunings
+    tokens = _tokens(n)
     for kernel, out, tuning, tensors in (
-        (up_kernel, hidden, first,
+        (up_kernel, hidden, TUNINGS["up"],
          (x.contiguous(), score, choice, *routed[:2], gate_p, gate_s, up_p, up_s, h)),
-        (down_kernel, width, second, (h, choice, *routed[2:], down_p, down_s, y)),
+        (down_kernel, width, TUNINGS["down"], (h, choice, *routed[2:], down_p, down_s, y)),
     ):  # fmt: skip
         rows = _rows(out, tuning)
         grid = (out // rows, e + both, triton.cdiv(n, tokens))
