@@ -109,7 +109,7 @@ def test_int4_through_the_gpus_kernels(changes, what):
 
 
 needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ["g++", "clang++", "cl"])), reason="torch.compile needs a C++ compiler"
+    not any(map(shutil.which, ["g++", "clang++", "cl"])), reason="torch.compile needs a compiler"
 )
 
 
