@@ -22,7 +22,6 @@ from minillama4.serve.int4 import (
 )
 from minillama4.serve.int4_modules import (
     WHAT,
-    CpuWeight,
     Int4Experts,
     Int4Linear,
     int4_bytes,
@@ -30,6 +29,7 @@ from minillama4.serve.int4_modules import (
     quantize_experts,
     quantize_model,
 )
+from minillama4.serve.int4_products import CpuWeight
 
 
 def some_weight(rows=48, columns=256, seed=0, dtype=torch.float32):

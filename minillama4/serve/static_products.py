@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.moe import MoE
-from .int4_modules import CpuWeight, Int4Experts, Int4Linear
+from .int4_modules import Int4Experts, Int4Linear
+from .int4_products import CpuWeight
 
 multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
 
