@@ -27,7 +27,7 @@ def kernels_of(name: str):
 
 # ---------------------------------------------------------------------- compiled elsewhere
 LINEAR = dict(IN=5120, OUT=5120, GROUP=128, ROWS=64, TOKENS=16)
-LAYER = dict(EXPERTS=16, WIDTH=5120, HIDDEN=8192, GROUP=128, ROWS=64, TOKENS=16)
+LAYER = dict(EXPERTS=16, WIDTH=5120, HIDDEN=8192, GROUP=128, BY_TOKEN=1, ROWS=64, TOKENS=16)
 INTEGERS = {"n": "i32", "choice": "*i64"}
 
 

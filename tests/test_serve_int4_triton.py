@@ -76,7 +76,7 @@ def six(shared):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 3, 20])
+@pytest.mark.parametrize("n", [1, 3, 4, 20])
 @pytest.mark.parametrize("with_shared", [False, True])
 def test_experts_equal_the_unpacked_layer(n, with_shared, dtype):
     packed, shared = some_layer()
@@ -89,6 +89,16 @@ def test_experts_equal_the_unpacked_layer(n, with_shared, dtype):
     extra = (six(shared),) if with_shared else ()
     out = kernels.experts(x, score[:, 0], choice[:, 0], *packed.tensors(), *extra)
     assert out.dtype == dtype and relative(out, exact) < 5e-3
+
+
+@pytest.mark.parametrize("choice", [[3, 3, 3], [0, 3, 0], [2, 1, 1]])
+def test_few_tokens_that_share_an_expert(choice):
+    packed, shared = some_layer()
+    x, score = torch.randn(3, 256).to(DEVICE, torch.float16), torch.rand(3, 1, device=DEVICE)
+    choice = torch.tensor(choice, device=DEVICE)[:, None]
+    exact = packed(x.double(), score.double(), choice) + shared(x.double())
+    out = kernels.experts(x, score[:, 0], choice[:, 0], *packed.tensors(), six(shared))
+    assert relative(out, exact) < 5e-3
 
 
 def test_all_tokens_at_one_expert_and_a_tile_that_ends_early():

@@ -3,8 +3,8 @@
     h = silu(gate x · s) · (up x · s)        one launch for all experts that tokens chose
     y = down h                               and one more; s is the router's score, 1 when shared
 
-Every expert that was hit is read once, whatever the number of its tokens. The grid is fixed (a
-program whose expert has no token returns at once), nothing is sorted and nothing waits for the
+Every expert that was hit is read once, for up to 64 tokens. The grid is fixed (a program whose
+expert has no token returns at once), nothing is sorted and nothing waits for the
 CPU, so that a CUDA graph can replay it.
 
 The trap is arithmetic, not memory: at 4 TB/s a GPU has four instructions for each weight, and
@@ -79,6 +79,29 @@ def product(
 
 
 @triton.jit
+def whose(choice, n, EXPERTS: tl.constexpr, BY_TOKEN: tl.constexpr, TOKENS: tl.constexpr):
+    """The expert that this program serves, and which of its tokens (1, TOKENS) are that expert's.
+
+    The second axis of the grid counts experts, or, where tokens are fewer, tokens: the first of
+    those that chose an expert serves it for all. The last place is the shared expert's.
+    """
+    place = tl.program_id(1)
+    tokens = (tl.program_id(2) * TOKENS + tl.arange(0, TOKENS))[None, :]
+    inside = tokens < n
+    chosen = tl.load(choice + tokens, mask=inside, other=-1).to(tl.int32)
+    if BY_TOKEN:
+        shared = place == n
+        expert = tl.load(choice + place, mask=place < n, other=-1).to(tl.int32)
+        first = tl.min(tl.where(chosen == expert, tokens, n)) == place
+        mine = tl.where(shared, inside, tl.where(first, chosen == expert, tokens < 0))
+    else:
+        shared = place == EXPERTS
+        expert = place
+        mine = tl.where(shared, inside, chosen == expert)
+    return expert, shared, tokens, mine
+
+
+@triton.jit
 def linear_kernel(
     x, packed, scale, y, n, IN: tl.constexpr, OUT: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, TOKENS: tl.constexpr,
@@ -94,15 +117,11 @@ def linear_kernel(
 def up_kernel(
     x, score, choice, packed, scale, gate_packed, gate_scale, up_packed, up_scale, h, n,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    BY_TOKEN: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """h[0, t] of the routed expert, h[1, t] of the shared one, which is expert number EXPERTS."""
+    """h[0, t] of the routed expert, h[1, t] of the shared one."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    expert = tl.program_id(1)
-    tokens = (tl.program_id(2) * TOKENS + tl.arange(0, TOKENS))[None, :]
-    inside, shared = tokens < n, expert == EXPERTS
-    chosen = tl.load(choice + tokens, mask=inside, other=-1)
-    mine = tl.where(shared, inside, chosen == expert)
+    expert, shared, tokens, mine = whose(choice, n, EXPERTS, BY_TOKEN, TOKENS)
     if tl.sum(mine.to(tl.int32)) > 0:
         if shared:
             heat = tl.full([1, TOKENS], 1.0, tl.float32)
@@ -123,15 +142,11 @@ def up_kernel(
 def down_kernel(
     h, choice, packed, scale, shared_packed, shared_scale, y, n,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    BY_TOKEN: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """y[0, t] of the routed expert, y[1, t] of the shared one; float32."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    expert = tl.program_id(1)
-    tokens = (tl.program_id(2) * TOKENS + tl.arange(0, TOKENS))[None, :]
-    inside, shared = tokens < n, expert == EXPERTS
-    chosen = tl.load(choice + tokens, mask=inside, other=-1)
-    mine = tl.where(shared, inside, chosen == expert)
+    expert, shared, tokens, mine = whose(choice, n, EXPERTS, BY_TOKEN, TOKENS)
     if tl.sum(mine.to(tl.int32)) > 0:
         if shared:
             down, step = shared_packed, shared_scale
@@ -207,9 +222,9 @@ def experts(
         (down_kernel, width, TUNINGS["down"], (h, choice, *routed[2:], down_p, down_s, y)),
     ):  # fmt: skip
         rows = _rows(out, tuning)
-        grid = (out // rows, e + both, triton.cdiv(n, tokens))
+        grid = (out // rows, min(n, e) + both, triton.cdiv(n, tokens))
         kernel[grid](
-            *tensors, n, e, width, hidden, group, rows, tokens,
+            *tensors, n, e, width, hidden, group, n < e, rows, tokens,
             num_warps=tuning.warps, num_stages=tuning.stages,
         )  # fmt: skip
     return y.sum(0).to(x.dtype)

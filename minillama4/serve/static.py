@@ -30,7 +30,7 @@ from .decoder import flat
 from .static_products import join, make_experts
 
 HOW = ("eager", "compiled", "graph")
-PIECE = 8192  # tokens of a prompt that are read at a time
+PIECE = 32_768  # tokens of a prompt that are read at a time; a first piece needs no mask
 
 
 class StaticLayer:
