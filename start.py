@@ -147,6 +147,12 @@ def bench(args):
     return python("-m", "tests.bench", *args.rest)
 
 
+def gpu(args):
+    """measure a GPU: kernels, decoding and loading of Scout in Int4; arguments go to tests/bench"""
+    set_up(["notebooks", "dev"], gpu=True)
+    return python("-m", "tests.bench.gpu", *args.rest)
+
+
 def notebooks(args):
     """run and save the notebooks: all of them, or those whose path contains a given word"""
     set_up(["notebooks", "dev", "gguf"], args.gpu)
@@ -181,7 +187,7 @@ def setup(args):
 
 
 COMMANDS = {
-    f.__name__: f for f in (lab, test, bench, notebooks, handouts, browser, llamacpp, setup)
+    f.__name__: f for f in (lab, test, bench, gpu, notebooks, handouts, browser, llamacpp, setup)
 }
 
 
