@@ -217,6 +217,56 @@ def test_a_cast_forgets_what_was_made_for_the_cpu_kernel():
     assert not torch.equal(before, linear.on_cpu(torch.ones(1, 256)))
 
 
+def test_loading_other_weights_forgets_what_was_made_for_the_cpu_kernel():
+    def both(seed):
+        torch.manual_seed(seed)
+        plain = Experts(2, 256, 128).requires_grad_(False)
+        plain.gate_up.normal_(std=0.05), plain.down.normal_(std=0.05)
+        linear = Int4Linear.of(*quantize(torch.randn(48, 256).bfloat16()))
+        return linear, quantize_experts(plain.bfloat16(), 128, "compressed-tensors")
+
+    x = torch.randn(3, 256).bfloat16()
+    routed = x, torch.ones(3, 1).bfloat16(), torch.tensor([[0], [1], [0]])
+    with torch.no_grad():
+        for used, other, given in zip(both(0), both(1), ((x,), routed), strict=True):
+            before = used(*given)
+            used.load_state_dict(other.state_dict())
+            assert not torch.equal(used(*given), before)
+            assert torch.equal(used(*given), other(*given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_takes_what_a_linear_takes(dtype):
+    linear = Int4Linear.of(*quantize(some_weight(dtype=dtype)))
+    plain = torch.nn.Linear(256, 48, bias=False, dtype=dtype)
+    with torch.no_grad():
+        plain.weight.copy_(linear.weight())
+        x = torch.randn(256, 6, dtype=dtype)
+        for given in (x[:, 0].contiguous(), x.T, x[:, :0].T, x.T.reshape(2, 3, 256).mT.mT):
+            near = dict(rtol=2**-6, atol=2e-2) if dtype == torch.bfloat16 else {}
+            torch.testing.assert_close(linear(given), plain(given), **near)
+        assert linear(torch.zeros(2, 0, 256, dtype=dtype)).shape == (2, 0, 48)
+
+
+def test_a_scale_has_no_gradient():
+    weight = torch.nn.Parameter(some_weight())
+    for convention in CONVENTIONS:
+        packed, scale = quantize(weight, convention=convention)
+        assert not scale.requires_grad and not packed.requires_grad
+    copy.deepcopy(Int4Linear.of(packed, scale))  # which a tensor with a history refuses
+
+
+def test_metas_packing_wants_pairs():
+    with pytest.raises(ValueError, match="3 weights to a row do not fill bytes"):
+        pack_meta(torch.zeros(2, 3, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("group", [0, -8, 32.0])
+def test_a_group_that_is_none_is_told(group):
+    with pytest.raises(ValueError, match="is not a number of weights"):
+        quantize_model(ml4.Llama4(ml4.Llama4Config.nano()), group=group)
+
+
 # ---------------------------------------------------------------------- a whole model
 @pytest.fixture(scope="module")
 def mini():

@@ -4,7 +4,7 @@
 
 Symmetric: zero is always one of the sixteen. Two published conventions differ in the scale alone:
 
-    "compressed-tensors"   scale = amax / 7.5, in the weight's dtype: -8 and 7 both a little short
+    "compressed-tensors"   scale = amax / 7.5, in the weight's dtype: ±amax are off by half a step
     "meta"                 scale = amax / 8, in float32: -amax is exact, +amax is cut to 7/8 of it
 
 amax is the largest magnitude of the group. Both rest here in the packing of compressed-tensors,
@@ -32,7 +32,7 @@ def round_to_grid(
     """
     _check(weight, group, convention, bits)
     half = 2 ** (bits - 1)
-    w = weight.unflatten(-1, (-1, group))
+    w = weight.detach().unflatten(-1, (-1, group))  # rounding has no gradient, nor has its scale
     if convention == "meta":
         w = w.float()
         scale = w.abs().amax(-1, keepdim=True).clamp(min=1e-6) / half
@@ -75,7 +75,9 @@ def dequantize(packed: Tensor, scale: Tensor, dtype: torch.dtype | None = None) 
 
 def pack_meta(q: Tensor) -> Tensor:
     """Meta's packing: q (..., out, in) -> int8 (..., out, in / 2), even columns in the low nibble,
-    both in two's complement."""
+    both in two's complement. ``in`` is even."""
+    if q.shape[-1] % 2:
+        raise ValueError(f"{q.shape[-1]} weights to a row do not fill bytes of 2 weights.")
     low, high = q[..., 0::2], q[..., 1::2]
     return ((high << 4) | (low & 15)).to(torch.int8)
 

@@ -61,13 +61,13 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if rows > FEW or (torch.is_grad_enabled() and x.requires_grad):
+        if not 0 < rows <= FEW or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, unpacked(self.packed, self.scale, x))
         if (kernels := gpu_kernels(x)) and self.out_features % kernels.LEAST == 0:
-            out = kernels.linear(x.flatten(0, -2), self.packed, self.scale)
+            out = kernels.linear(x.reshape(rows, -1), self.packed, self.scale)
             return out.view(*x.shape[:-1], -1)
         if x.dtype == torch.bfloat16 and self.can_run_on_cpu():
-            return self.on_cpu(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+            return self.on_cpu(x.reshape(rows, -1)).view(*x.shape[:-1], -1)
         return F.linear(x, unpacked(self.packed, self.scale, x))  # exact in x's own precision
 
     def can_run_on_cpu(self) -> bool:
@@ -82,6 +82,10 @@ class Int4Linear(nn.Module):
     def _apply(self, fn, recurse=True):
         self._cpu = None  # moved or cast: what was made of the old tensors goes
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *given, **more):
+        self._cpu = None  # as it goes when the tensors are overwritten
+        super()._load_from_state_dict(*given, **more)
 
 
 class Int4Experts(nn.Module):
@@ -194,6 +198,10 @@ class Int4Experts(nn.Module):
         self._cpu = {}
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *given, **more):
+        self._cpu = {}
+        super()._load_from_state_dict(*given, **more)
+
 
 # ---------------------------------------------------------------------- a whole model
 @torch.no_grad()
@@ -251,6 +259,8 @@ def check_groups(config, what: str, group: int) -> None:
         inputs |= {"heads · head_width": c.heads * c.head_width}
         if len(c.moe_layers) < c.layers:
             inputs |= {"dense_hidden": c.dense_hidden}
+    if not (isinstance(group, int) and group > 0):
+        raise ValueError(f"group = {group!r} is not a number of weights.")
     wrong = [f"{name} = {size}" for name, size in inputs.items() if size % group]
     if group % PER_WORD or wrong:
         told = ", ".join(wrong) or f"group = {group}, which is not a multiple of {PER_WORD}"

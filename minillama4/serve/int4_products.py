@@ -44,7 +44,8 @@ class CpuWeight:
         self.group = nibbles.shape[1] // scale.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(torch.bfloat16)  # with float32 activations this kernel is fifty times slower
+        # with float32 activations this kernel is fifty times slower; strides it does not take
+        x = x.to(torch.bfloat16).contiguous()
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group, self.scales)
 
     @staticmethod
