@@ -240,3 +240,22 @@ def test_the_still_is_quick(sweep):
     began = time.process_time()
     int4_explorer(runs=sweep).to_html()
     assert time.process_time() - began < 0.5
+
+
+# ------------------------------------------------------------------ the figure
+@every_way
+def test_the_figure_shows_every_weight_and_marks_what_is_cut(how):
+    import matplotlib.pyplot as plt
+
+    from minillama4.explore.plots_int4 import CUT, plot_group
+
+    w = some_weight(32)
+    w[3] = 4.0  # the largest, and positive
+    ax = plot_group(w, how=how)
+    assert len(ax.lines) == 3 * 32 and len(ax.collections[0].get_paths()) == len(
+        levels_of(w, 4, how)
+    )
+    red = [line for line in ax.lines if line.get_color() == CUT]
+    assert len(red) == (3 if how == "meta" else 0)
+    assert how in ax.get_title() and plot_group(w, ax=ax, title="mine").get_title() == "mine"
+    plt.close("all")

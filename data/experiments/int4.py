@@ -1,6 +1,6 @@
 """What rounding the weights costs: bits, groups, conventions, and which matrices.
 
-    python data/experiments/int4.py     about 15 minutes on one core; start again to resume
+    python data/experiments/int4.py     about 6 minutes on one core; start again to resume
 
 grid     int4.json. The shipped mini Scout and mini Maverick with their experts, all matrices of
          their blocks but the routers, or the head as well, rounded to 2 to 8 bits, in groups of 16,
