@@ -32,6 +32,7 @@ from .int4_modules import Int4Experts, Int4Linear
 
 KNOWN = (nn.ModuleList, nn.Embedding, nn.Linear, RMSNorm, Block, Attention, MoE, SwiGLU)
 KNOWN += (Router, Experts, Int4Linear, Int4Experts)
+FEW = 16  # rows whose experts are called one by one
 AHEAD = 256  # positions whose rotations are made at once
 
 
@@ -79,6 +80,19 @@ def product(linear: nn.Linear | Int4Linear) -> Product | Int4Product:
     return Int4Product(linear.on_cpu if linear.can_run_on_cpu() else linear)
 
 
+def expert_products(experts: Experts | Int4Experts) -> tuple:
+    """(gate_up, down) of every expert; () where they are better left to the module."""
+    if isinstance(experts, Experts):
+        pairs = zip(experts.gate_up.unbind(), experts.down.unbind(), strict=True)
+        return tuple((Product(up.T), Product(down.T)) for up, down in pairs)
+    if not experts.can_run_on_cpu():
+        return ()
+    return tuple(
+        tuple(Int4Product(weight) for weight in experts.cpu_weights(e))
+        for e in range(len(experts.down_packed))
+    )
+
+
 @dataclass(frozen=True)
 class Layer:
     """A block's weights as the step wants them."""
@@ -96,6 +110,7 @@ class Layer:
     up: Product | Int4Product
     down: Product | Int4Product
     moe: MoE | None
+    experts: tuple  # gate_up and down of each
 
     @classmethod
     def of(cls, block: Block) -> Layer:
@@ -107,6 +122,7 @@ class Layer:
             block.ffn_norm.weight,
             *map(product, (mlp.gate, mlp.up, mlp.down)),
             ffn if isinstance(ffn, MoE) else None,
+            expert_products(ffn.experts) if isinstance(ffn, MoE) else (),
         )
 
 
@@ -212,9 +228,12 @@ def feed(layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     if layer.moe is None:
         return out
     score, choice = layer.moe.router.forward(y)
-    experts = layer.moe.experts
-    if len(y) > 1 or not isinstance(experts, Int4Experts) or not experts.can_run_on_cpu():
-        return out + experts.forward(y, score, choice)
-    for s, e in zip(score[0], choice[0].tolist(), strict=True):
-        out = out + experts.on_cpu(y * s, e).to(y.dtype)
+    if len(y) > FEW or not layer.experts:
+        return out + layer.moe.experts.forward(y, score, choice)
+    for row, chosen in enumerate(choice.tolist()):  # few rows: quicker than sorting them by expert
+        one, place = y[row : row + 1], out[row : row + 1]
+        for k, e in enumerate(chosen):
+            gate_up, down = layer.experts[e]
+            gate, up = gate_up(one * score[row, k]).chunk(2, -1)
+            place.copy_(down.add(place, F.silu(gate).mul_(up)))
     return out

@@ -177,12 +177,16 @@ class Int4Experts(nn.Module):
 
     def on_cpu(self, x: Tensor, expert: int) -> Tensor:
         """The same through torch's Int4 kernel; (n, m) bfloat16."""
+        wide, back = self.cpu_weights(expert)
+        gate, up = wide(x).chunk(2, dim=-1)
+        return back(F.silu(gate) * up)
+
+    def cpu_weights(self, expert: int) -> tuple[CpuWeight, CpuWeight]:
+        """gate_up and down of one expert as that kernel reads them, made when first asked for."""
         if expert not in self._cpu:
             wide, back = ((t[expert] for t in pair) for pair in self.pairs())
             self._cpu[expert] = CpuWeight(*wide), CpuWeight(*back)
-        wide, back = self._cpu[expert]
-        gate, up = wide(x).chunk(2, dim=-1)
-        return back(F.silu(gate) * up)
+        return self._cpu[expert]
 
     def can_run_on_cpu(self) -> bool:
         return all(CpuWeight.can_hold(*pair) for pair in self.pairs())

@@ -100,8 +100,8 @@ def table(rows: list[Row], markdown: bool = False) -> str:
 # ---------------------------------------------------------------------- where and how
 def provenance(command: list[str], threads: int) -> dict:
     """All that a figure depends on besides the code."""
-    packages = ["torch", "transformers", "einops", "numpy"]
-    packages += ["llama-cpp-python"] if find_spec("llama_cpp") else []
+    packages = ["torch", "transformers", "triton", "einops", "numpy", "llama-cpp-python"]
+    packages = [p for p in packages if find_spec(p.replace("-python", "").replace("-", "_"))]
     system = f"{platform.system()} {platform.machine()}"
     return {
         "command": " ".join(command),
