@@ -157,6 +157,28 @@ def test_only_as_much_is_kept_as_can_be_used():
     assert held == 30
 
 
+def test_many_prompts_that_overlap_at_random_in_little_room():
+    """Three tokens only, so that beginnings meet; each first logits are those of the whole."""
+    model = small()
+    store = PromptCache(model, room=40_000)
+    draw = torch.Generator().manual_seed(0)
+    found = 0
+    for _ in range(60):
+        base = store.texts[-1].tokens if store.texts else torch.zeros(1, dtype=torch.int64)
+        keep = int(torch.randint(len(base) + 1, (), generator=draw))
+        length = int(torch.randint(1, 30, (), generator=draw))
+        prompt = torch.cat([base[:keep], torch.randint(3, (length,), generator=draw)])[:60]
+        cache, rest = store.find(prompt)
+        found += len(prompt) - len(rest)
+        logits = read(model, torch.tensor([rest]), cache)
+        with torch.no_grad():
+            whole = model(prompt[None], last_only=True)[:, 0]
+        torch.testing.assert_close(logits, whole, rtol=1e-10, atol=1e-10)
+        store.keep(prompt, cache)
+        assert store.bytes <= store.room
+    assert found > 300 and len(store) > 1
+
+
 def test_reusable_counts_borders_and_the_last_chunk():
     # a cache of 20 tokens, chunks of 8: it holds 16 to 19 everywhere
     assert [reusable(n, 20, 8) for n in (0, 7, 8, 15, 16, 17, 20)] == [0, 0, 8, 8, 16, 17, 20]

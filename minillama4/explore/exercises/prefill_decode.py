@@ -137,6 +137,14 @@ reusable = Check(
         "One token of the prompt must be left to read: its logits say what follows.": _from(
             prompt_cache.reusable, leave=0
         ),
+        "Two things: one token of the prompt must be left to read; and in earlier chunks than the "
+        "last the RoPE layers' keys were overwritten.": _from(
+            lambda shared, n, chunk: shared, leave=0
+        ),
+        "Two things: one token of the prompt must be left to read; and within the stored text's "
+        "last chunk you need not go back.": _from(
+            lambda shared, n, chunk: shared // chunk * chunk, leave=0
+        ),
         "A whole stored text or nothing? A beginning of it can be used too.": _from(
             lambda shared, n, chunk: n if shared == n else 0
         ),
@@ -227,6 +235,10 @@ tokens_read = Check(
     wrong={
         "Without caching you are right. With it, the last token of each answer was written but "
         "never read: the next turn reads it too.": _read(again=lambda before, asked: asked),
+        "Two things: each answer is part of what is read without caching; and with it the answer's "
+        "last token, which was never read.": _read(
+            again=lambda before, asked: asked, history=lambda asked, answered: asked
+        ),
         "The answer's last token was not read, but before the first turn there is no "
         "answer.": _always_one_more,
         "Each answer becomes part of what the next turn must read.": _read(
@@ -237,6 +249,10 @@ tokens_read = Check(
             sum(a for a, _ in turns) + sum(b for _, b in turns[:-1])
             if cached
             else _read()(turns, 0)
+        ),
+        "With caching you count every answer; they are in the cache already, all but the last "
+        "token of each.": lambda turns, cached: (
+            sum(a + b for a, b in turns) if cached else _read()(turns, False)
         ),
         "You exchanged the two cases.": _turned,
         "The tokens that are written while an answer grows are decoding; those read before its "
