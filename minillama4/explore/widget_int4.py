@@ -174,7 +174,7 @@ def group_in_words(view: Int4Explorer) -> str:
     steps = (view.rounded - weights).abs() / (levels[1] - levels[0])
     return (
         f"{len(levels)} levels for {len(weights)} weights; moved by more than half a step: "
-        f"{int((steps > 0.5001).sum())}; the largest error is {_fixed(steps.max().item(), 2)} "
+        f"{int((steps > 0.5001).sum())}; the largest error is {_fixed(steps.max().item(), 3)} "
         "steps."
     )
 

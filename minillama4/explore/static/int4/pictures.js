@@ -70,9 +70,11 @@ export function sizeChart(x) {
   const runs = x.groupsToChoose.map((group) => rows.filter(([pair]) => pair.group === group));
   const lines = runs.map((run) => line(run.map(([, row]) => [across(row.bytes), height(row.rise)]), `${LOOKS[x.how]} ml4-resting`));
   const dots = rows.map(([pair, row]) => dot(x, row, across(row.bytes), pair, pair.group === x.group ? "" : "resting"));
+  const named = [[runs[0], 9, 4], [runs.at(-1), -6, -11]].map(([[[{ group }, row]], right, down]) =>
+    `<text class="ml4-name" x="${across(row.bytes) + right}" y="${height(row.rise) + down}">groups of ${group}</text>`);
   const ticks = [0, 1, 2, 3].map((i) => least + (i * (most - least)) / 3).map((bytes) =>
     `<text class="ml4-tick" x="${across(bytes)}" y="${H - UNDER + 16}">${(bytes / 1e6).toFixed(1)}</text>`);
-  return `${grid}${ticks.join("")}<text class="ml4-tick" x="${(W + LEFT_SIDE) / 2}" y="${H - 6}">megabytes of the whole model</text>${lines.join("")}${dots.join("")}`;
+  return `${grid}${ticks.join("")}<text class="ml4-tick" x="${(W + LEFT_SIDE) / 2}" y="${H - 6}">megabytes of the whole model</text>${lines.join("")}${dots.join("")}${named.join("")}`;
 }
 
 export const pictureBox = (name, title) => `<section><h4>${title}</h4>

@@ -66,5 +66,5 @@ export function groupInWords(x) {
   const done = roundGroup(group, x.bits, x.how);
   const { cut, worst } = cutOf(group, done);
   return `${done.levels.length} levels for ${group.length} weights; moved by more than half a step: ${cut}; `
-    + `the largest error is ${fixed(worst, 2)} steps.`;
+    + `the largest error is ${fixed(worst, 3)} steps.`;
 }
