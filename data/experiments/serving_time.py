@@ -6,7 +6,8 @@ prefill: ...   time to the first token of prompts up to 16,383 tokens, and the b
                the shipped mini Scout, the same weights without chunks, and mini dense
 decode: ...    time per output token at batch 1. Random weights, 8 layers of width 256: top-1 of 1
                to 128 experts and a dense model of equal active size; controls with hidden layers
-               twice and four times as wide, dense and with experts. And the two shipped models
+               twice and four times as wide, dense and with experts. The two shipped models; and of
+               their width (random weights) 1 and 128 experts, and dense with four times the width
 batch: ...     time of a step that writes one token for each of 1 to 64 texts, the shipped models
 shared: ...    time to the first token of a prompt that begins like one that was read before, with
                ``PromptCache`` and without; 32 tokens are new
@@ -84,6 +85,10 @@ def sizes() -> dict[str, ml4.Llama4Config]:
         "dense, 4 ×": dense.replace(dense_hidden=8 * hidden),
         "16 experts, 2 ×": base.replace(expert_hidden=2 * hidden),
         "4 experts, 4 ×": base.replace(experts=4, expert_hidden=4 * hidden),
+        # of the shipped models' width, 128: are they too small for the claim?
+        "mini, 1 expert": ml4.Llama4Config.mini(experts=1),
+        "mini, 128 experts": ml4.Llama4Config.mini(experts=128),
+        "mini dense, 4 ×": ml4.Llama4Config.mini_dense(dense_hidden=1024),
     }
 
 
