@@ -52,6 +52,11 @@ unpacking = Check(
         "each other.": lambda packed: (_nibbles(packed) - 8).transpose(-1, -2).flatten(-2),
         "The eight weights of a word have an axis of their own still: flatten it into the "
         "row.": lambda packed: _nibbles(packed) - 8,
+        "The two weights of each byte are exchanged: within a byte too the first is the lower "
+        "one.": lambda packed: (_nibbles(packed) - 8).unflatten(-1, (-1, 2)).flip(-1).flatten(-3),
+        "You move by one bit each time: a weight has four.": lambda packed: (
+            ((packed[..., None] >> torch.arange(8)) & 15) - 8
+        ).flatten(-2),
         "The 3 lowest bits alone are kept: 15 is four ones, 7 is three.": lambda packed: (
             (_nibbles(packed) & 7) - 8
         ).flatten(-2),
@@ -69,14 +74,15 @@ def _matrix(seed: int) -> tuple[Tensor, int]:
     levels, where a scale computed in another order could round it otherwise."""
     draw = torch.Generator().manual_seed(seed)
     w = torch.randn(64, 64, generator=draw) * (0.02 + 0.1 * torch.rand(64, 1, generator=draw))
-    group = (16, 32, 64, 16, 8)[seed % 5]
+    group = (16, 32, 8, 16, 32)[seed % 5]
     groups = w.unflatten(-1, (-1, group))
     top = groups.abs().amax(-1, keepdim=True) * 1.25
     groups[..., :1] = torch.where(torch.arange(64)[:, None, None] % 2 == 0, top, -0.9 * top)
+    groups[..., 1] = groups[..., 1].abs()  # no group is negative throughout
     scale = groups.abs().amax(-1, keepdim=True) / 8
     middle = (groups / scale).frac().abs()
     near = (middle - 0.5).abs() < 0.02
-    return torch.where(near, (groups / scale).trunc() * scale, groups).flatten(-2), group
+    return torch.where(near, 0.9 * groups, groups).flatten(-2), group
 
 
 def _metas(w: Tensor, group: int) -> Tensor:
@@ -105,6 +111,18 @@ def _whole_numbers(w: Tensor, group: int) -> Tensor:
     return (groups / step).round().clamp(-8, 7).flatten(-2)
 
 
+def _across_groups(w: Tensor, group: int) -> Tensor:
+    groups = w.unflatten(-1, (-1, group))
+    step = groups.abs().amax(-2, keepdim=True) / 8
+    return ((groups / step).round().clamp(-8, 7) * step).flatten(-2)
+
+
+def _range_in_steps(w: Tensor, group: int) -> Tensor:
+    groups = w.unflatten(-1, (-1, group))
+    step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    return ((groups / step).round().clamp(-8, 7) * step).flatten(-2)
+
+
 rounding = Check(
     "rounding",
     reference=_metas,
@@ -126,6 +144,21 @@ rounding = Check(
         ),
         "One scale for the whole matrix: each group has its own.": _scale_of_all,
         "One scale for each row: a row has several groups.": lambda w, g: _metas(w, w.shape[-1]),
+        "Each group is a row of its own still: give the matrix its shape back.": lambda w, g: (
+            _metas(w, g).reshape(-1, g)
+        ),
+        "You took amax over the groups, at each place in them: take it over the last axis.": (
+            _across_groups
+        ),
+        "You cut a row into as many groups as a group has weights: (-1, group), not (group, "
+        "-1).": lambda w, g: _metas(w, w.shape[-1] // g),
+        "That is the step of an asymmetric grid, the whole range in 15 steps; here it is amax / "
+        "8.": _range_in_steps,
+        "You clamped to 0 and 15: q lies from -8 to 7, and 8 is added for packing only.": _changed(
+            low=0, high=15
+        ),
+        "Sixteen steps from -amax to amax are two for each eighth: the step is amax / 8, not amax "
+        "/ 16.": _changed(scale=16.0),
         "Those are the whole numbers: times their scale they are weights again.": _whole_numbers,
         "Nothing is rounded: the weights came back as they were.": lambda w, g: w,
     },
@@ -136,7 +169,8 @@ rounding = Check(
 
 
 def _two_logits(seed: int) -> tuple[Tensor, Tensor, int]:
-    """Scores before and after (n, e), and k; some tokens only exchange their first and second."""
+    """Scores before and after (n, e), and k; some tokens only exchange their first and second, and
+    some change two experts for two others whose numbers have the same sum."""
     draw = torch.Generator().manual_seed(seed)
     before = torch.randn(60, 8, generator=draw)
     after = before + 0.4 * torch.randn(60, 8, generator=draw)
@@ -147,6 +181,7 @@ def _two_logits(seed: int) -> tuple[Tensor, Tensor, int]:
         before[rows, second[rows]],
         before[rows, first[rows]],
     )
+    before[20:25, [0, 3]], after[20:25, [1, 2]] = 9.0, 9.0
     return before, after, (2, 1, 3, 2, 4)[seed % 5]
 
 
@@ -155,8 +190,12 @@ def _chosen(logits: Tensor, k: int) -> Tensor:
     return torch.zeros_like(logits).scatter(1, logits.topk(k).indices, 1.0) > 0
 
 
-def _rerouted(before: Tensor, after: Tensor, k: int) -> Tensor:
-    return (_chosen(before, k) != _chosen(after, k)).any(1).float().mean()
+def _rerouted(before: Tensor, after: Tensor, k: int) -> float:
+    return (_chosen(before, k) != _chosen(after, k)).any(1).float().mean().item()
+
+
+def _sets(logits: Tensor, k: int) -> Tensor:
+    return logits.topk(k).indices.sort(1).values
 
 
 rerouted = Check(
@@ -177,6 +216,17 @@ rerouted = Check(
         ),
         "You counted experts that were lost, of all that were chosen; count tokens.": (
             lambda a, b, k: (_chosen(a, k) & ~_chosen(b, k)).sum() / (len(a) * k)
+        ),
+        "You counted places in the sorted sets; a token counts once, whether one place differs or "
+        "all.": lambda a, b, k: (_sets(a, k) != _sets(b, k)).float().mean(),
+        "Sums of the experts' numbers can agree where the experts do not: compare the sets.": (
+            lambda a, b, k: (_sets(a, k).sum(1) != _sets(b, k).sum(1)).float().mean()
+        ),
+        "Those are the experts with the lowest scores: sorting goes upwards.": (
+            lambda a, b, k: _rerouted(-a, -b, k)
+        ),
+        "That is in percent: a share lies between 0 and 1.": lambda a, b, k: (
+            100 * _rerouted(a, b, k)
         ),
         "That is the share of tokens that stay: take it from 1.": lambda a, b, k: (
             1 - _rerouted(a, b, k)
