@@ -130,6 +130,14 @@ def test_bad_input_is_told(change, message):
         round_to_grid(**(dict(weight=some_weight()) | change))
 
 
+@pytest.mark.parametrize("value", [-9, 8])
+def test_what_four_bits_cannot_hold_is_refused(value):
+    q = torch.zeros(2, 16, dtype=torch.int8)
+    q[1, 3] = value
+    with pytest.raises(ValueError, match="four bits cannot hold it"):
+        pack(q)
+
+
 def test_rows_that_do_not_fill_words_are_refused():
     with pytest.raises(ValueError, match="do not fill"):
         pack(torch.zeros(2, 12, dtype=torch.int8))

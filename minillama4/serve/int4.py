@@ -47,6 +47,8 @@ def pack(q: Tensor) -> Tensor:
     """q int8 in [-8, 7], (..., out, in) -> int32 (..., out, in / 8); ``in`` a multiple of 8."""
     if q.shape[-1] % PER_WORD:
         raise ValueError(f"{q.shape[-1]} weights to a row do not fill int32 words of 8 weights.")
+    if q.numel() and not q.is_meta and (q.amin() < -8 or q.amax() > 7):
+        raise ValueError("A weight is not from -8 to 7: four bits cannot hold it.")
     nibbles = (q.to(torch.int32) + 8).unflatten(-1, (-1, PER_WORD))
     # bits that do not overlap: their sum is their "or" (the top one may set the sign, as it should)
     return (nibbles << _shifts(q.device)).sum(-1, dtype=torch.int32)

@@ -69,9 +69,9 @@ unpacking = Check(
 
 
 def _matrix(seed: int) -> tuple[Tensor, int]:
-    """w (out, in) and a group; square, so that the axes can be confused. In each row the largest
-    is positive in one group and negative in another, and no weight lies near the middle of two
-    levels, where a scale computed in another order could round it otherwise."""
+    """w (out, in) and a group; square, so that the axes can be confused. The largest
+    of a group is positive in even rows and negative in odd ones, and no weight lies near the middle
+    of two levels, where a scale computed in another order could round it otherwise."""
     draw = torch.Generator().manual_seed(seed)
     w = torch.randn(64, 64, generator=draw) * (0.02 + 0.1 * torch.rand(64, 1, generator=draw))
     group = (16, 32, 8, 16, 32)[seed % 5]
