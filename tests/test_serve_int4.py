@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import minillama4 as ml4
 from minillama4.model.moe import Experts
+from minillama4.serve import int4_modules
 from minillama4.serve.int4 import (
     CONVENTIONS,
     dequantize,
@@ -254,6 +255,20 @@ def test_a_linear_takes_what_a_linear_takes(dtype):
             near = dict(rtol=2**-6, atol=2e-2) if dtype == torch.bfloat16 else {}
             torch.testing.assert_close(linear(given), plain(given), **near)
         assert linear(torch.zeros(2, 0, 256, dtype=dtype)).shape == (2, 0, 48)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_router_learns_though_nothing_below_it_does(on_gpu, monkeypatch):
+    """Kernels have no gradient: few tokens go past them where the score alone has one."""
+    kernels = object() if on_gpu else None  # whose use would raise
+    monkeypatch.setattr(int4_modules, "gpu_kernels", lambda x: kernels)
+    torch.manual_seed(0)
+    plain = Experts(2, 256, 128).requires_grad_(False)
+    plain.gate_up.normal_(std=0.05), plain.down.normal_(std=0.05)
+    experts = quantize_experts(plain, 128, "compressed-tensors")
+    score = torch.full((3, 1), 0.5, requires_grad=True)
+    experts(torch.randn(3, 256), score, torch.tensor([[0], [1], [0]])).sum().backward()
+    assert score.grad.abs().min() > 0
 
 
 def test_a_scale_has_no_gradient():

@@ -128,7 +128,7 @@ class Int4Experts(nn.Module):
     def forward(self, tokens: Tensor, score: Tensor, choice: Tensor) -> Tensor:
         """tokens (n, m), score and choice (n, k) -> (n, m)."""
         k = choice.shape[1]
-        trains = torch.is_grad_enabled() and tokens.requires_grad
+        trains = torch.is_grad_enabled() and (tokens.requires_grad or score.requires_grad)
         few = len(tokens) * k <= FEW and not trains
         if few and (kernels := gpu_kernels(tokens)):
             pairs = tokens.repeat_interleave(k, 0) if k > 1 else tokens
