@@ -49,7 +49,7 @@ VISION = {
 
 def read_hf(source: str | Path | dict) -> Llama4Config:
     """A config.json (path, folder or dict) as ``Llama4Config``; ValueError if it is another's."""
-    raw = source if isinstance(source, dict) else _read_json(Path(source))
+    raw = source if isinstance(source, dict) else read_json(Path(source))
     kind = raw.get("model_type", "llama4" if "text_config" in raw else "llama4_text")
     if kind not in ("llama4", "llama4_text"):
         raise ValueError(f"config.json has model_type {kind!r}; this library reads Llama 4 only.")
@@ -72,7 +72,8 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
     )
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The dict of a config.json, given its path or folder; errors say what is wrong with it."""
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"No config.json at {path}: give the folder of a Llama 4 model.")

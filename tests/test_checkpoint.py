@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 
 import minillama4 as ml4
-from minillama4 import checkpoint
-from minillama4.checkpoint import INDEX, SINGLE, CheckpointError, hf_name
+from minillama4.checkpoint import CheckpointError, hf_name, writing
+from minillama4.checkpoint.hugging_face import INDEX, SINGLE
 from tests.reference import (
     SMALL,
     configs,
@@ -378,8 +378,8 @@ def test_overwriting_replaces_the_model_and_keeps_the_rest(saved):
 
 
 STEPS = {  # where an interruption strikes: what fails, and at which call
-    "the first shard": (checkpoint, "save_file", 1),
-    "the third shard": (checkpoint, "save_file", 3),
+    "the first shard": (writing, "save_file", 1),
+    "the third shard": (writing, "save_file", 3),
     "moving the old one away": (Path, "rename", 1),
     "moving the new one in": (Path, "rename", 2),
 }
@@ -410,7 +410,7 @@ def test_an_interrupted_first_save_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(writing, "save_file", full)
     with pytest.raises(OSError, match="full"):
         ml4.save(small(), tmp_path / "deep" / "m")
     assert not contents(tmp_path)
