@@ -20,6 +20,7 @@ from minillama4.data.vocabulary import split_pattern
 from minillama4.model.rope import rope_frequencies
 from minillama4.serve import gguf as module
 from minillama4.serve.gguf import KINDS, save_gguf, tensors
+from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.llamacpp import GGUFError, as_llamacpp, llamacpp_length, vocabulary
 
 TOKENIZER = ml4.load_tokenizer()
@@ -268,6 +269,8 @@ def test_vision_changed_parts_and_missing_weights_are_refused(tmp_path):
     changed.blocks[2].ffn.shared = torch.nn.Linear(64, 64)
     with pytest.raises(GGUFError, match="was a part exchanged"):
         save_gguf(changed, file)
+    with pytest.raises(GGUFError, match=r"was a part exchanged, or quantised\?"):
+        save_gguf(quantize_model(make(SCOUT), group=32), file)
     with pytest.raises(GGUFError, match="not a Linear"):
         save_gguf(torch.nn.Linear(2, 2), file)
     with pytest.raises(GGUFError, match=r"one of f32, f16.* not 'q4_k'"):
