@@ -131,6 +131,10 @@ class Meta(Layout):
     def parts(self, name: str, shape: tuple[int, ...], expert: int | None = None) -> list[Part]:
         if expert is not None:
             return self._expert_parts(name, shape, expert)
+        if found := re.fullmatch(_BLOCK + r"ffn_norm\.weight", name):  # named after what follows it
+            experts = int(found[1]) in self.config.moe_layers
+            key = found.expand(_FFN) + ("norm.weight" if experts else "mlp.layer_norm_weight")
+            return self._split(name, key, "all", shape)
         for ours, theirs, how in NAMES:
             if found := re.fullmatch(ours, name):
                 return self._split(name, found.expand(theirs), how, shape)
