@@ -356,6 +356,14 @@ def test_dense_layers_are_left_alone_or_quantised_as_asked():
         assert isinstance(model.blocks[0].ffn.gate, kind)
 
 
+def test_a_weight_that_is_no_number_is_told_before_anything_is_replaced(mini):
+    model = copy.deepcopy(mini).requires_grad_(False)
+    model.blocks[5].ffn.experts.down[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"blocks\.5\.ffn\.experts\.down is not finite"):
+        quantize_model(model)
+    assert not is_int4(model)
+
+
 def test_what_cannot_be_quantised_is_told(mini):
     with pytest.raises(ValueError, match="none of experts, blocks, all"):
         quantize_model(copy.deepcopy(mini), "router")

@@ -222,6 +222,7 @@ def quantize_model(
     if is_int4(model):
         raise ValueError("This model is in Int4 already: load the original weights again.")
     check_groups(model.config, what, group)
+    _check_numbers(model)  # now, not when half of the layers are done
     for block in tqdm(model.blocks, desc="quantising", leave=False):
         if isinstance(block.ffn, MoE):
             block.ffn.experts = quantize_experts(block.ffn.experts, group, convention)
@@ -248,6 +249,12 @@ def _replace(parent: nn.Module, names: tuple[str, ...], group: int, convention: 
     for name in names:
         weight = getattr(parent, name).weight
         setattr(parent, name, Int4Linear.of(*quantize(weight, group, convention)))
+
+
+def _check_numbers(model: Llama4) -> None:
+    for name, weight in model.named_parameters():
+        if not (weight.is_meta or weight.isfinite().all()):
+            raise ValueError(f"{name} is not finite (NaN or infinity): it cannot be quantised.")
 
 
 def check_what(what: str) -> None:
