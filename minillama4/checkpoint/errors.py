@@ -1,8 +1,20 @@
 """What is wrong with a folder of weights, told by the names of its tensors and files."""
 
+from pathlib import Path
+
 
 class CheckpointError(ValueError):
     """A folder of weights that is not what its config says; the message names each tensor."""
+
+
+def cannot_map(file: Path, error: Exception) -> CheckpointError:
+    """A sound file for which the system has no addresses: it counts them as if they were memory."""
+    size, why = file.stat().st_size / 1e9, str(error).splitlines()[0]
+    return CheckpointError(
+        f"{file}, {size:.1f} GB, cannot be mapped ({why}). It need not fit into memory, but "
+        "this system takes no promise of more than it has. On Linux `sysctl "
+        "vm.overcommit_memory=1` allows it; so does more swap."
+    )
 
 
 def some(names: list[str], most: int = 8) -> str:

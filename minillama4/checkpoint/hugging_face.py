@@ -20,7 +20,7 @@ from ..hf_config import read_json
 from ..model import Llama4
 from ..model.moe import Experts
 from ..serve.int4_modules import Int4Experts, Int4Linear
-from .errors import CheckpointError, some
+from .errors import CheckpointError, cannot_map, some
 from .layout import Key, Layout
 from .names import EXPERTS, PACKED, expert_names, hf_name, linear_name, linears
 from .packing import Packing, read_packing
@@ -63,6 +63,8 @@ class HuggingFace(Layout):
                 f"{self.folder / file} is truncated or not a safetensors file ({error}): "
                 "copy it again."
             ) from None
+        except RuntimeError as error:
+            raise cannot_map(self.folder / file, error) from None
         self.files[file] = tensors
 
     def read(self, shard: int, key: str, take: tuple[slice, ...]) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, some
+from .errors import CheckpointError, cannot_map, some
 from .layout import Key, Layout
 from .names import EXPERTS
 from .params import PARAMS, read_params
@@ -84,11 +84,23 @@ class Meta(Layout):
             for i, shard in enumerate(self.shards)
             for key, tensor in shard.items()
         }
+        self._check_doubles()
         tables = [shard[EMBED] for shard in self.shards if EMBED in shard]
         if len(tables) < len(self.shards) or any(table.ndim != 2 for table in tables):
             raise CheckpointError(f"{self.folder}: not every shard holds {EMBED} of a Llama 4.")
         self.config = read_params(self.folder, sum(len(table) for table in tables))
         self._check_split()
+
+    def _check_doubles(self) -> None:
+        """The checksums in two files' directories are not equal unless all of their bytes are."""
+        sums: dict[tuple, str] = {}
+        for file in self.files:
+            with zipfile.ZipFile(self.folder / file) as directory:
+                own = tuple((entry.file_size, entry.CRC) for entry in directory.infolist())
+            if (other := sums.setdefault(own, file)) != file:
+                raise CheckpointError(
+                    f"{self.folder}: {other} and {file} are the same shard twice. Copy both again."
+                )
 
     def _check_split(self) -> None:
         c, n = self.config, len(self.shards)
@@ -215,6 +227,8 @@ def open_file(file: Path) -> dict[str, Tensor]:
             held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
         why = str(error).splitlines()[0]
+        if "mmap" in why:
+            raise cannot_map(file, error) from None
         raise CheckpointError(f"{file} is damaged, or holds more than tensors: {why}") from None
     if not isinstance(held, dict):
         raise CheckpointError(f"{file} holds a {type(held).__name__}, not a dict of tensors.")

@@ -131,6 +131,8 @@ class Arrival:
             self._round(name, rows, *(place[first:last] for place in places))
 
     def _round(self, name: str, rows: Tensor, packed: Tensor, scale: Tensor) -> None:
+        if rows.is_meta:
+            return
         try:
             packed[:], scale[:] = quantize(rows, self.group, self.convention)
         except ValueError as error:

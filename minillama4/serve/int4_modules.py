@@ -238,6 +238,11 @@ def quantize_model(
 
 def quantize_experts(experts: Experts, group: int, convention: str) -> Int4Experts:
     """One expert at a time, so that never more than one lies unpacked beside the result."""
+    if experts.down.is_meta:  # shapes without numbers: nothing to compute, 3,072 times in Maverick
+        e, hidden, width = experts.down.shape
+        dtype = torch.float32 if convention == "meta" else experts.down.dtype
+        with torch.device("meta"):
+            return Int4Experts(e, width, hidden, group, dtype)
     made = []
     for gate_up, down in zip(experts.gate_up, experts.down, strict=True):
         pair = quantize(gate_up.T, group, convention), quantize(down.T, group, convention)
