@@ -53,6 +53,16 @@ def test_every_known_mistake_gets_its_own_message(check):
     assert_mistakes_are_named(check, at_least=10)
 
 
+def test_a_mask_of_numbers_is_refused():
+    verdict = chunks.piece_mask(lambda *piece: right_mask(*piece).float())
+    assert not verdict.right and "True and False are asked for" in verdict.message
+
+
+def test_an_unknown_mistake_is_shown_with_its_input():
+    said = chunks.knows_after(lambda s, t, chunk, nope_layers, layers: 17).message
+    assert said == "You have 17 for knows_after(5, 5, 8, (3, 7), 8); that is not it."
+
+
 @each(CHECKS)
 def test_an_unfinished_answer_is_told(check):
     assert_unfinished_is_told(check)

@@ -84,7 +84,9 @@ class Check:
                     return f"Shape {tuple(right.shape)} is right; {off} of its values are not."
                 gap = (value - right).abs().max().item()
                 return f"Shape {tuple(right.shape)} is right; the values differ by up to {gap:.3g}."
-            return f"You have {value!r}; that is not it."
+            called = f"({', '.join(map(repr, case))})"
+            for_which = f" for {self.name}{called}" if case and len(called) < 80 else ""
+            return f"You have {value!r}{for_which}; that is not it."
         return "It differs from the reference."
 
 

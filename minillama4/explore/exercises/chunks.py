@@ -51,6 +51,8 @@ piece_mask = Check(
         "That is a sliding window: a query may look at its own chunk only.": _mask(
             lambda q, k, start, c: (k <= q) & (q - k < c)
         ),
+        "One border is not enough: each query has the chunk of its own position, and a piece may "
+        "cross a border.": _mask(lambda q, k, start, c: (k <= q) & (k >= start // c * c)),
         "That is a NoPE layer's mask: the chunk rule is missing.": _mask(
             lambda q, k, start, c: k <= q
         ),
@@ -70,6 +72,10 @@ piece_mask = Check(
         "True is for what a query sees; you marked what is hidden.": lambda start, t, chunk: (
             ~_library_mask(start, t, chunk)
         ),
+    },
+    properties={
+        "The places are right, but True and False are asked for: a mask of numbers is added to "
+        "the scores and hides nothing.": lambda answer: answer(*_piece(0)).dtype == torch.bool,
     },
     praise="It is the library's mask, wherever the piece begins.",
     tolerance=1e-9,
@@ -116,6 +122,12 @@ def _from_layer_0(length, layers, nope_every, chunk, kv_heads, head_width) -> in
     return tokens * 4 * kv_heads * head_width
 
 
+def _in_parts(length, layers, nope_every, chunk, kv_heads, head_width) -> float:
+    nope = layers / nope_every
+    tokens = nope * length + (layers - nope) * min(length, chunk)
+    return tokens * 4 * kv_heads * head_width
+
+
 cache_bytes = Check(
     "cache_bytes",
     reference=_library_bytes,
@@ -135,6 +147,9 @@ cache_bytes = Check(
         ),
         "That is what is left after the last border; the most is asked for, a whole "
         "chunk.": _entries(lambda n, nope, rope, chunk: nope * n + rope * (n % chunk)),
+        "Before what is left of the last chunk each RoPE layer held a whole one; the most is asked "
+        "for.": _entries(lambda n, nope, rope, chunk: nope * n + rope * (n % chunk or chunk)),
+        "Layers come whole: of 10 layers with nope_every = 4 two are NoPE layers.": _in_parts,
         "That is half of it: a key and a value, two bytes for each number.": lambda *sizes: (
             _library_bytes(*sizes) // 2
         ),
@@ -190,7 +205,7 @@ def _count(
             return own
         if s > t and not future:
             return never(layers)
-        if same(s, t, chunk) or 0 in nope_layers:
+        if same(s, t, chunk):
             return 1
         found = across(s, t, chunk, nope_layers) if nope_layers else layers + 1
         return found if found <= layers else never(layers)
@@ -222,6 +237,9 @@ knows_after = Check(
         ),
         "One NoPE layer is enough, however many borders lie between.": _count(
             across=_one_for_each_border
+        ),
+        "More borders need no more NoPE layers: one is enough.": _count(
+            across=lambda s, t, chunk, nope: nope[min(t // chunk - s // chunk, len(nope)) - 1] + 1
         ),
         "The last NoPE layer? The first will do.": _count(
             across=lambda s, t, chunk, nope: nope[-1] + 1

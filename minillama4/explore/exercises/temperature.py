@@ -35,6 +35,8 @@ temperature = Check(
         "You took p for p + 1 inside the floor: each step comes one token late.": _log_of(
             lambda p, floor: torch.floor(p / floor)
         ),
+        "That is the straight line of section 2, cut off below 1: Llama 4 climbs in steps, floor(...) "
+        "+ 1.": lambda p, f, a: 1 + a * ((p + 1) / f).clamp(1).log(),
         "The + 1 inside the logarithm is missing: short contexts get ln 0.": lambda p, f, a: (
             1 + a * torch.floor((p + 1.0) / f).log()
         ),
@@ -111,6 +113,8 @@ scores = Check(
         "You warmed the keys: then a score depends on where the key stands. Queries "
         "only.": _mistake(lambda q, k, s, p: _scores(q, k * s)),
         "You divided: Llama 4's factor multiplies.": _mistake(lambda q, k, s, p: _scores(q / s, k)),
+        "Queries go down and keys to the right, (b, h, t, s): yours are the other way "
+        "round.": lambda q, k, p, rope: _right_scores(q, k, p, rope).mT,
         "The scores are not divided by the square root of d.": lambda q, k, p, rope: (
             _right_scores(q, k, p, rope) * q.shape[-1] ** 0.5
         ),
@@ -161,6 +165,6 @@ first_position = Check(
             math.exp((f - 1) / a) - 1
         ),
     },
-    praise="In Llama 4 the factor 1.5 waits for token 1,212,416.",
+    praise="In Llama 4 the factor passes 1.5 at position 1,212,415.",
     tolerance=1e-9,
 )
