@@ -35,8 +35,8 @@ temperature = Check(
         "You took p for p + 1 inside the floor: each step comes one token late.": _log_of(
             lambda p, floor: torch.floor(p / floor)
         ),
-        "That is the straight line of section 2, cut off below 1: Llama 4 climbs in steps, floor(...) "
-        "+ 1.": lambda p, f, a: 1 + a * ((p + 1) / f).clamp(1).log(),
+        "That is the straight line of section 2, cut off below 1: Llama 4 climbs in steps, "
+        "floor(...) + 1.": lambda p, f, a: 1 + a * ((p + 1) / f).clamp(1).log(),
         "The + 1 inside the logarithm is missing: short contexts get ln 0.": lambda p, f, a: (
             1 + a * torch.floor((p + 1.0) / f).log()
         ),
