@@ -9,6 +9,7 @@ and numbers are the model's own: after every step the logits equal those of
     decoder = Decoder(model)
     logits = decoder.step(tokens, cache)               # tokens (b,) -> (b, v)
 
+A decoder turns the weights of a small model, that is, copies them; make a new one after training.
 Int4 weights are read by torch's CPU kernel, which rounds what it multiplies to bfloat16, as a GPU
 does; everything between the products keeps the model's precision.
 """
@@ -33,6 +34,7 @@ from .int4_modules import Int4Experts, Int4Linear
 KNOWN = (nn.ModuleList, nn.Embedding, nn.Linear, RMSNorm, Block, Attention, MoE, SwiGLU)
 KNOWN += (Router, Experts, Int4Linear, Int4Experts)
 FEW = 16  # rows whose experts are called one by one
+COPIED = 2**30  # bytes of weights that a decoder turns at most
 AHEAD = 256  # positions whose rotations are made at once
 
 
@@ -47,11 +49,23 @@ def flat(model: nn.Module) -> bool:
     return own and not any(hooked)
 
 
+def turned(weight: Tensor, copy: bool) -> Tensor:
+    """(out, in) -> (in, out): a view, or a copy in that order, which a CPU multiplies with one row
+    twice as fast (it then reads all of memory in sequence)."""
+    return weight.detach().T.contiguous() if copy else weight.detach().T
+
+
+def worth_copying(model: Llama4) -> bool:
+    """On a CPU, and not if the copies would take more than a gigabyte."""
+    linears = (part.weight for part in model.modules() if isinstance(part, nn.Linear))
+    return model.embed.weight.device.type == "cpu" and sum(w.nbytes for w in linears) <= COPIED
+
+
 class Product:
-    """x (b, in) -> (b, out) with a weight (out, in)."""
+    """x (b, in) -> (b, out) with a weight (in, out)."""
 
     def __init__(self, weight: Tensor):
-        self.weight = weight.T  # a view, as everything here: nothing of the model is copied
+        self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight)
@@ -74,9 +88,9 @@ class Int4Product:
         return rest + self.multiply(x).to(rest.dtype)
 
 
-def product(linear: nn.Linear | Int4Linear) -> Product | Int4Product:
+def product(linear: nn.Linear | Int4Linear, copy: bool) -> Product | Int4Product:
     if isinstance(linear, nn.Linear):
-        return Product(linear.weight)
+        return Product(turned(linear.weight, copy))
     return Int4Product(linear.on_cpu if linear.can_run_on_cpu() else linear)
 
 
@@ -84,7 +98,7 @@ def expert_products(experts: Experts | Int4Experts) -> tuple:
     """(gate_up, down) of every expert; () where they are better left to the module."""
     if isinstance(experts, Experts):
         pairs = zip(experts.gate_up.unbind(), experts.down.unbind(), strict=True)
-        return tuple((Product(up.T), Product(down.T)) for up, down in pairs)
+        return tuple((Product(up), Product(down)) for up, down in pairs)
     if not experts.can_run_on_cpu():
         return ()
     return tuple(
@@ -113,14 +127,14 @@ class Layer:
     experts: tuple  # gate_up and down of each
 
     @classmethod
-    def of(cls, block: Block) -> Layer:
+    def of(cls, block: Block, copy: bool) -> Layer:
         a, ffn = block.attention, block.ffn
         mlp = ffn.shared if isinstance(ffn, MoE) else ffn
         return cls(
             *(a.rope, a.qk_norm, a.temperature, block.attention_norm.weight),
-            *map(product, (a.q, a.k, a.v, a.o)),
+            *(product(linear, copy) for linear in (a.q, a.k, a.v, a.o)),
             block.ffn_norm.weight,
-            *map(product, (mlp.gate, mlp.up, mlp.down)),
+            *(product(linear, copy) for linear in (mlp.gate, mlp.up, mlp.down)),
             ffn if isinstance(ffn, MoE) else None,
             expert_products(ffn.experts) if isinstance(ffn, MoE) else (),
         )
@@ -136,15 +150,13 @@ class Decoder:
                 "This model has parts that a decoder does not know, or hooks that watch it: "
                 "call model(tokens, cache=cache) for each token in place of a Decoder."
             )
-        c = self.config = model.config
-        self.embed, self.norm, self.head = (
-            model.embed.weight,
-            model.norm.weight,
-            product(model.head),
-        )
+        c, copy = model.config, worth_copying(model)
+        self.config = c
+        self.embed, self.norm = model.embed.weight, model.norm.weight
+        self.head = product(model.head, copy)
         self.device = self.embed.device
         self.frequency = rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling, self.device)
-        self.layers = [Layer.of(block) for block in model.blocks]
+        self.layers = [Layer.of(block, copy) for block in model.blocks]
         wide = at_least_float32(self.embed[:0]).dtype
         self.eps = torch.full((1,), c.norm_eps, dtype=wide, device=self.device)
         self.mean = {  # of a token's vector, and of a head of q or k

@@ -26,7 +26,7 @@ from ..model.cache import LayerMemory
 from ..model.moe import MoE
 from ..model.rope import rope_frequencies
 from ..model.transformer import Block
-from .decoder import flat
+from .decoder import flat, worth_copying
 from .static_products import join, make_experts
 
 HOW = ("eager", "compiled", "graph")
@@ -36,18 +36,19 @@ PIECE = 32_768  # tokens of a prompt that are read at a time; a first piece need
 class StaticLayer:
     """A block's weights, joined where they read the same, and its memory."""
 
-    def __init__(self, block: Block, memory: LayerMemory, kernels: bool):
+    def __init__(self, block: Block, memory: LayerMemory, kernels: bool, copy: bool):
         a, ffn = block.attention, block.ffn
         self.rope, self.qk_norm, self.temperature = a.rope, a.qk_norm, a.temperature
         self.attention_norm, self.ffn_norm = block.attention_norm.weight, block.ffn_norm.weight
-        self.qkv, self.o = join([a.q, a.k, a.v], kernels), join([a.o], kernels)
+        self.qkv, self.o = join([a.q, a.k, a.v], kernels, copy), join([a.o], kernels, copy)
         self.keys, self.values, self.chunk = memory.keys, memory.values, memory.chunk
         mlp = ffn.shared if isinstance(ffn, MoE) else ffn
         self.router = ffn.router if isinstance(ffn, MoE) else None
         self.experts = make_experts(ffn, kernels) if isinstance(ffn, MoE) else None
         self.adds_shared = self.experts is not None and self.experts.adds_shared
         if not self.adds_shared:
-            self.gate_up, self.down = join([mlp.gate, mlp.up], kernels), join([mlp.down], kernels)
+            self.gate_up = join([mlp.gate, mlp.up], kernels, copy)
+            self.down = join([mlp.down], kernels, copy)
 
 
 class StaticDecoder:
@@ -71,8 +72,9 @@ class StaticDecoder:
         self.cache = KVCache(c)
         self.cache.reserve(rows, length, weight.dtype, weight.device)
         memories = zip(model.blocks, self.cache.layers, strict=True)
-        self.layers = [StaticLayer(block, memory, kernels) for block, memory in memories]
-        self.head = join([model.head], kernels)
+        copy = worth_copying(model)
+        self.layers = [StaticLayer(block, memory, kernels, copy) for block, memory in memories]
+        self.head = join([model.head], kernels, copy)
         self.frequency = rope_frequencies(c.head_width, c.rope_theta, c.rope_scaling, weight.device)
         self.row = torch.arange(rows, device=weight.device)
         self.token = torch.zeros(rows, dtype=torch.int64, device=weight.device)

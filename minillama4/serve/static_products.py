@@ -11,16 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.moe import MoE
+from .decoder import turned
 from .int4_modules import Int4Experts, Int4Linear
 from .int4_products import CpuWeight
 
 multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
 
 
-def join(linears: list[nn.Linear | Int4Linear], kernels: bool):
-    """One product (b, in) -> (b, sum of outs); a list that is partly Int4 is a ValueError."""
+def join(linears: list[nn.Linear | Int4Linear], kernels: bool, copy: bool = False):
+    """One product (b, in) -> (b, sum of outs); a list that is partly Int4 is a ValueError.
+
+    copy: plain weights are turned, see ``decoder.turned``.
+    """
     if all(isinstance(linear, nn.Linear) for linear in linears):
-        return Plain(_share([linear.weight for linear in linears]))
+        weights = [linear.weight for linear in linears]
+        return Plain(turned(torch.cat(weights) if copy else _share(weights), copy))
     if not all(isinstance(linear, Int4Linear) for linear in linears):
         raise ValueError("Int4 and plain weights that read the same vector cannot be joined.")
     packed = _share([linear.packed for linear in linears])
@@ -29,8 +34,7 @@ def join(linears: list[nn.Linear | Int4Linear], kernels: bool):
         return Kernel(packed, scale)
     if CpuWeight.can_hold(packed, scale):
         return Cpu(packed, scale)
-    whole = Int4Linear.of(packed, scale)
-    return Plain(whole.weight())
+    return Plain(Int4Linear.of(packed, scale).weight().T)
 
 
 def _share(tensors: list[Tensor]) -> Tensor:
@@ -45,10 +49,10 @@ def _share(tensors: list[Tensor]) -> Tensor:
 
 class Plain:
     def __init__(self, weight: Tensor):
-        self.weight = weight
+        self.weight = weight  # in, out
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return x @ self.weight.to(x.dtype)
 
 
 class Kernel:
