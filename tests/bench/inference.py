@@ -79,6 +79,8 @@ def begin(reader, prompt: Tensor) -> Callable[[], Tensor]:
 
 def write(reader, last: Tensor, steps: int) -> None:
     """Feed each most likely token back in, ``steps`` times."""
+    if hasattr(reader, "write"):  # it does so by itself
+        return reader.write(last, steps)
     for _ in range(steps):
         last = reader.read(last)[:, -1:].argmax(-1)
 

@@ -47,9 +47,7 @@ def decode(plan: Plan, name: str) -> list[Row]:
         "theirs": Theirs(theirs),
     }
     runs = {
-        key: Candidate(lambda last, r=r: r.write(last, plan.steps), begin(r, prompt))
-        if isinstance(r, Fixed)
-        else Candidate(lambda last, r=r: write(r, last, plan.steps), begin(r, prompt))
+        key: Candidate(lambda last, r=r: write(r, last, plan.steps), begin(r, prompt))
         for key, r in readers.items()
     }
     times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)

@@ -21,6 +21,7 @@ from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.llamacpp import as_llamacpp
 
 from .inference import Ours, begin, write
+from .int4 import Fixed
 from .plan import MODELS, Plan, model_config
 from .report import Row
 from .timing import Candidate, check_equal, take_turns
@@ -70,14 +71,19 @@ def decode(plan: Plan, name: str) -> list[Row]:
     )
     same = exportable_model(model_config(name))  # quantised in place, so another one
     readers["ours in Int4"] = Ours(quantize_model(same, "all", group=32))
+    readers["ours in Int4, compiled"] = Fixed(same, length)
     runs = {
         key: Candidate(lambda last, r=r: write(r, last, plan.steps), begin(r, prompt))
         for key, r in readers.items()
     }
     times = take_turns(runs, plan.rounds, plan.seconds, plan.fewest)
     times = {key: time.per(plan.steps) for key, time in times.items()}
-    sides = {"f32": ("ours", None), "q4_0": ("ours in Int4", DECODE_INT4)}
-    return rows(plan, what, times, gap, "step", sides)
+    first = rows(
+        plan, what, times, gap, "step", {"f32": ("ours", None), "q4_0": ("ours in Int4", None)}
+    )
+    return first + rows(
+        plan, what, times, gap, "step", {"q4_0": ("ours in Int4, compiled", DECODE_INT4)}
+    )
 
 
 def side_by_side(plan: Plan, model: Llama4, length: int, flash: bool) -> dict:
