@@ -22,7 +22,15 @@ from minillama4.checkpoint.reading import Arrival, open_folder
 from minillama4.serve.int4_modules import Int4Experts, Int4Linear, is_int4, quantize_model
 from tests.bench.gpu_load import write_hollow
 from tests.meta_files import params_of, shards_of, write_meta
-from tests.reference import random_model
+from tests.reference import (
+    error,
+    hf_class,
+    hf_logits,
+    place_patches,
+    random_images,
+    random_model,
+    random_tokens,
+)
 
 SIZES = dict(
     vocab_size=64,
@@ -262,6 +270,23 @@ def test_the_compressed_tensors_package_reads_what_we_save(tmp_path):
         assert torch.equal(found, expected)
     found = unpacked(f"{prefix}self_attn.o_proj")
     assert torch.equal(found, model.blocks[2].attention.o.weight())
+
+
+@pytest.mark.parametrize("what", ["experts", "blocks"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_opens_a_packed_folder(tmp_path, kind, what):
+    """Through compressed-tensors, with experts as a list of Linears; it unpacks them all."""
+    pytest.importorskip("compressed_tensors")
+    model = quantize_model(model_of(kind), what, 64)
+    ml4.save(model, tmp_path)
+    twin, report = hf_class(model.config).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    tokens, images = random_tokens(model.config, 1, 30), None
+    if model.config.vision is not None:
+        tokens = place_patches(model.config, tokens, (0, 3))
+        images = random_images(model.config, 1, torch.float32)
+    with torch.no_grad():
+        assert error(model(tokens, images=images), hf_logits(twin, tokens, images)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["scout", "maverick"])
