@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,7 +32,7 @@ def plot_ceilings(steps: dict[str, list[Step]], ax=None):
 
 
 def plot_time(points: dict[str, list[tuple[float, list[float]]]], ax=None, memory=None):
-    """Milliseconds of a step against the bytes that it reads; every sample a dot.
+    """Milliseconds of a step against the bytes that it reads; every sample a dot, medians a line.
 
     points: label -> (bytes, milliseconds of each round). memory: bytes per second, drawn as the
     line that nothing can be below.
@@ -41,8 +42,8 @@ def plot_time(points: dict[str, list[tuple[float, list[float]]]], ax=None, memor
         for i, (size, samples) in enumerate(line):
             shown = label if not i else None
             ax.plot([size / 1e6] * len(samples), samples, "o", color=colour, ms=4, label=shown)
-        means = [sum(samples) / len(samples) for _, samples in line]
-        ax.plot([size / 1e6 for size, _ in line], means, color=colour, linewidth=1)
+        middle = [statistics.median(samples) for _, samples in line]
+        ax.plot([size / 1e6 for size, _ in line], middle, color=colour, linewidth=1)
     if memory is not None:
         low, high = ax.get_xlim()
         sizes = [max(low, 0.3), high]
