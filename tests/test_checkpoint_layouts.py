@@ -472,6 +472,16 @@ print(json.dumps({"above": peak[0] - before - held, "held": held}))
 """
 
 
+def memory(folder: Path, quantize: str) -> dict[str, int]:
+    """Of a process of its own: bytes held by the model, and at most beside it, mapped ones too."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, folder, quantize],
+        capture_output=True, text=True, check=True, env=os.environ | {"TQDM_DISABLE": "1"},
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("quantize", ["int4", ""])
 def test_loading_takes_little_memory_beside_the_result(tmp_path, quantize):
@@ -480,14 +490,21 @@ def test_loading_takes_little_memory_beside_the_result(tmp_path, quantize):
     config = ml4.Llama4Config(heads=8, kv_heads=2, head_width=128, patch_token=511, **sizes)
     size = write_hollow(config, tmp_path, shards=3)
     assert size > 0.8e9
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path, quantize],
-        capture_output=True, text=True, check=True, env=os.environ | {"TQDM_DISABLE": "1"},
-        cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    found = json.loads(done.stdout)
+    found = memory(tmp_path, quantize)
     assert found["above"] < 0.25e9, found
     assert found["held"] < size * (0.35 if quantize else 1.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("quantize", ["int4", ""])
+def test_metas_shards_are_given_back_as_they_are_read(tmp_path, quantize):
+    """Eight files of 0.24 GB in all, every one of them mapped from the beginning to the end."""
+    sizes = dict(width=1024, heads=8, kv_heads=8, head_width=128, layers=1, vocab_size=512)
+    ffn = dict(experts=8, expert_hidden=4096, dense_hidden=8192, patch_token=511)
+    write_meta(ml4.Llama4(ml4.Llama4Config(**sizes, **ffn)).bfloat16(), tmp_path, 8)
+    found = memory(tmp_path, quantize)
+    assert found["above"] < 0.12e9, found
+    assert found["held"] > (0.06e9 if quantize else 0.2e9)
 
 
 def test_hollow_files_are_read_as_zeros(tmp_path):
