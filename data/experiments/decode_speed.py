@@ -1,4 +1,4 @@
-"""Is a token's time the reading of its weights? The same law on a CPU, from half a megabyte to 440.
+"""Is a token's time the reading of its weights? The law on a CPU, from 1 to 118 MB a step.
 
     python data/experiments/decode_speed.py      about 5 minutes on one core; needs a C++ compiler
 
