@@ -59,7 +59,7 @@ def make_environment():
         stop("This Python lives in .venv, which has to be made anew: run `deactivate` first.")
     if ENV.exists() and not STATE.exists():
         stop("There is a .venv here that start.py did not make. Move it away, then try again.")
-    print("Setting up .venv: two to five minutes, once, and about 1.5 GB of disk.", flush=True)
+    print("Setting up .venv: two to five minutes, once, and 1.5 to 2.5 GB of disk.", flush=True)
     shutil.rmtree(ENV, ignore_errors=True)
     ENV.mkdir(exist_ok=True)
     STATE.touch()
