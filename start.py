@@ -149,6 +149,8 @@ def bench(args):
 
 def gpu(args):
     """measure a GPU: kernels, decoding and loading of Scout in Int4; arguments go to tests/bench"""
+    if shutil.which("nvidia-smi") is None:  # before gigabytes of CUDA are installed for nothing
+        stop("There is no NVIDIA GPU here (no nvidia-smi): nothing was measured.")
     set_up(["notebooks", "dev"], gpu=True)
     return python("-m", "tests.bench.gpu", *args.rest)
 
