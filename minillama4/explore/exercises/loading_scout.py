@@ -82,6 +82,10 @@ join_down = Check(
         "The shape is right, and every expert got pieces of the others: a shard holds a part of "
         "each expert, so look at it as (experts, f / shards, m) before you join.": _below,
         "You took turns row by row. A shard's rows of an expert stay together.": _interleaved,
+        "A shard's rows are expert by expert, f / shards rows each; you took the experts as the "
+        "faster axis.": lambda shards, e: torch.cat(
+            [shard.unflatten(0, (-1, e)).transpose(0, 1) for shard in shards], dim=1
+        ),
         "Each expert is right, but still in two dimensions: (experts, f, m) is asked for.": (
             lambda shards, e: _joined(shards, e).flatten(0, 1)
         ),
