@@ -53,7 +53,7 @@ def _block(seed: int) -> tuple[Tensor]:
 
 
 def _unpacked(
-    block: Tensor, offset: int = 8, together=None, scale: Tensor | None = None, power: int = 1
+    block: Tensor, offset: float = 8, together=None, scale: Tensor | None = None, power: int = 1
 ) -> Tensor:
     """(18,) uint8 -> (32,); ``together`` joins low and high nibbles, the halves one by one."""
     numbers = block[2:]
@@ -70,6 +70,11 @@ def _at_the_end(block: Tensor) -> Tensor:
 def _signed(block: Tensor) -> Tensor:
     numbers = torch.cat([block[2:] & 15, block[2:] >> 4]).float()
     return (numbers - 16 * (numbers > 7)) * block[:2].clone().view(torch.float16).float()
+
+
+def _wrapped(block: Tensor) -> Tensor:
+    numbers = torch.cat([block[2:] & 15, block[2:] >> 4]) - 8
+    return numbers * block[:2].clone().view(torch.float16).float()
 
 
 unpack_q4_0 = Check(
@@ -96,6 +101,13 @@ unpack_q4_0 = Check(
             block, offset=7
         ),
         "That reads the four bits as two's complement; here 8 is taken away.": _signed,
+        "In uint8, 3 - 8 is 251: turn the numbers into float before you take 8 away.": _wrapped,
+        "The 8.5 was for rounding on the way in; on the way back it is 8.": lambda block: _unpacked(
+            block, offset=8.5
+        ),
+        "The sign is exchanged: d carries its own, so the number times d is all.": (
+            lambda block: -_unpacked(block)
+        ),
         "The scale stands in the first two bytes, not in the last.": _at_the_end,
         "The whole numbers are right; multiply by the scale.": lambda block: _unpacked(
             block, power=0
@@ -144,6 +156,9 @@ turn_experts = Check(
         "m.": lambda x: _turned(x, into="two e m f"),
         "A reshape keeps the numbers in order and so mixes rows: the axes must be exchanged.": (
             _reshaped
+        ),
+        "A view keeps the numbers in order: first split the last axis, then exchange axes.": (
+            lambda x: x.reshape(2, x.shape[0], -1, x.shape[1])
         ),
         "The experts stay one after another: axis e comes right after gate and up.": (
             lambda x: _turned(x, into="two f e m")
