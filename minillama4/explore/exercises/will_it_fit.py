@@ -12,6 +12,7 @@ bits = number(
     wrong={
         "That is the weight alone: its group's scale takes room as well.": 4.0,
         "That is for groups of 128; here 32 weights share a scale.": 4.125,
+        "That is Meta's form: a scale of 32 bits for 128 weights.": 4.25,
         "A scale in bf16 has 16 bits, not 32.": 5.0,
         "You added the scale's bytes to bits: it has 2 bytes, 16 bits.": 4 + 2 / 32,
         "Right, but in bytes: return bits.": 4.5 / 8,
@@ -57,6 +58,10 @@ def _one_chunk_for_all(left, batch, layers, nope, chunk, per_entry) -> int:
     return (entries - (layers - nope) * chunk) // (batch * nope)
 
 
+def _one_chunk_for_all_beyond(left, batch, layers, nope, chunk, per_entry) -> int:
+    return (left // per_entry - (layers - nope) * chunk) // (batch * nope)
+
+
 def _not_whole(left, batch, layers, nope, chunk, per_entry) -> float:
     entries = left / (batch * per_entry)
     if entries < layers * chunk:
@@ -79,6 +84,12 @@ longest = Check(
             lambda left, batch, layers, nope, chunk, per_entry: left // (batch * nope * per_entry)
         ),
         "Right for long texts; where not even one chunk fits, RoPE layers keep less.": _beyond,
+        "No room for a whole chunk does not mean no room: the text is shorter than a chunk.": (
+            lambda *sizes: max(0, _beyond(*sizes))
+        ),
+        "One chunk for the whole batch is too little, and where it does not fit, all keep less.": (
+            _one_chunk_for_all_beyond
+        ),
         "The RoPE layers keep a chunk of every text, not one for the whole batch.": (
             _one_chunk_for_all
         ),
@@ -123,6 +134,9 @@ gpus = Check(
         ),
         "You left the workspace out.": lambda w, c, memory, s: math.ceil((w + c) / memory),
         "You left the cache out.": lambda w, c, memory, s: math.ceil(w / (memory - s)),
+        "The cache is split as well: no GPU keeps all of it.": lambda w, c, memory, s: math.ceil(
+            w / (memory - s - c)
+        ),
         "The weights alone: cache and workspace take room too.": lambda w, c, memory, s: math.ceil(
             w / memory
         ),
