@@ -46,7 +46,7 @@ ceiling = Check(
         "The weights are read too.": lambda w, c, s, b: b * s / (b * c),
         "Bandwidth counts bytes here, not bits.": lambda w, c, s, b: _ceiling(w, c, s, b) / 8,
     },
-    praise="With many texts the caches outweigh the weights, and a larger batch gains nothing.",
+    praise="With many texts the caches outweigh the weights, and a larger batch gains little.",
     tolerance=1e-9,
 )
 
