@@ -219,6 +219,9 @@ rerouted = Check(
         ),
         "You counted places in the sorted sets; a token counts once, whether one place differs or "
         "all.": lambda a, b, k: (_sets(a, k) != _sets(b, k)).float().mean(),
+        "You asked for every place of the sorted sets to differ; one is enough.": lambda a, b, k: (
+            (_sets(a, k) != _sets(b, k)).all(1).float().mean()
+        ),
         "Sums of the experts' numbers can agree where the experts do not: compare the sets.": (
             lambda a, b, k: (_sets(a, k).sum(1) != _sets(b, k).sum(1)).float().mean()
         ),
