@@ -32,6 +32,16 @@ def test_weights_are_spread_as_those_they_stand_for():
     assert not torch.equal(weight, made.blocks[1].attention.q.weight(torch.float32))
 
 
+def test_random_routers_spread_tokens_evenly_at_any_width():
+    """Nibbles drawn from 0 to 15 have a mean of -0.5: through the layers all tokens would come to
+    share a direction, and one expert would win up to 0.86 of them."""
+    sizes = dict(width=512, heads=16, kv_heads=8, expert_hidden=1024, experts=16)
+    decoder = StaticDecoder(synthetic_int4(ml4.Llama4Config.mini(layers=4, **sizes)), 16, 64)
+    decoder.pretend(20)
+    shares = torch.tensor(expert_shares(decoder, 16))
+    assert shares.max() < 0.25 and (shares > 0).all()
+
+
 def test_skew_gives_favourites_and_its_absence_none():
     config = ml4.Llama4Config.nano(**SIZES)
     most = []
