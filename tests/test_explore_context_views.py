@@ -5,8 +5,6 @@ import json
 import math
 import random
 import re
-import shutil
-import subprocess
 import time
 
 import pytest
@@ -30,6 +28,7 @@ from minillama4.explore import widget_temperature as temperature
 from minillama4.explore.reach import visible
 from minillama4.explore.script import STATIC, small_page_script, small_script
 from minillama4.model.attention import attention_temperature
+from tests.node import in_node
 
 FILES = STATIC / "irope"
 MEASURED = {
@@ -44,18 +43,10 @@ def from_browser(view, **values):
     view._handle_msg({"content": {"data": {"method": "update", "state": values}}, "buffers": []})
 
 
-def in_node(files, expression, cases):
-    """What a JavaScript expression of ``x`` gives for each case, run by node."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node; the browser tests compare the same numbers")
+def in_page(files, expression, cases):
+    """What an expression of these scripts gives for each case."""
     code = "".join((FILES / f"{name}.js").read_text("utf-8") for name in files)
-    code += f"const cases = {json.dumps(cases)};\n"
-    code += f"console.log(JSON.stringify(cases.map((x) => ({expression}))));"
-    command = [node, "--input-type=module", "-"]
-    run = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return in_node(code, expression, cases)
 
 
 def layouts(count=120):
@@ -72,7 +63,7 @@ def layouts(count=120):
 # ------------------------------------------------------------------ the browser's own answers
 def test_the_browser_lights_up_what_python_computes():
     cases = layouts()
-    for case, stretches in zip(cases, in_node(["masks"], "litStretches(x)", cases), strict=True):
+    for case, stretches in zip(cases, in_page(["masks"], "litStretches(x)", cases), strict=True):
         lit = chunk_explorer(**case).lit
         assert len(stretches) == len(lit)
         for row, (first, last) in zip(lit, stretches, strict=True):
@@ -84,8 +75,8 @@ def test_the_browser_lights_up_what_python_computes():
 def test_the_browser_counts_what_python_counts():
     cases = layouts()
     numbers = "everyLayer(x).map((l) => [seenBefore(x, l, x.token), heldKeys(x, l), isNope(x, l)])"
-    sentences = in_node(["masks"], "reachInWords(x)", cases)
-    counted = in_node(["masks"], numbers, cases)
+    sentences = in_page(["masks"], "reachInWords(x)", cases)
+    counted = in_page(["masks"], numbers, cases)
     for case, rows, said in zip(cases, counted, sentences, strict=True):
         view = chunk_explorer(**case)
         config, keys = view.config, kv_entries(view.config, view.length)
@@ -100,7 +91,7 @@ def test_the_browsers_mask_is_pythons():
     cases = [{**case, "layer": i % case["layers"]} for i, case in enumerate(layouts(40))]
     pair = "[firstSeen(x, x.layer, t), lastSeeing(x, x.layer, t)]"
     ends = f"Array.from({{ length: x.length }}, (_, t) => {pair})"
-    for case, rows in zip(cases, in_node(["masks"], ends, cases), strict=True):
+    for case, rows in zip(cases, in_page(["masks"], ends, cases), strict=True):
         layer = case.pop("layer")
         view = chunk_explorer(**case)
         view.layer = layer
@@ -114,7 +105,7 @@ def test_the_browsers_temperature_is_the_models():
     floors = [128, 100, 8192]
     places = [0, 98, 99, 126, 127, 128, 8190, 8191, 16_382, 32_767, 131_071, 2**20 - 1, 10_485_759]
     cases = [[p, floor, scale] for p in places for floor in floors for scale in (0.0, 0.1, 0.33)]
-    found = in_node(["softening"], "temperatureAt(...x)", cases)
+    found = in_page(["softening"], "temperatureAt(...x)", cases)
     for (position, floor, scale), s in zip(cases, found, strict=True):
         expected = float(attention_temperature(torch.tensor(position), floor, scale))
         assert abs(s - expected) < 1e-6
@@ -134,7 +125,7 @@ def test_the_browsers_weights_and_entropies_are_pythons():
         )
         for _ in range(80)
     ]
-    for case, at in zip(knobs, in_node(["softening"], "atLength(x.length, x)", knobs), strict=True):
+    for case, at in zip(knobs, in_page(["softening"], "atLength(x.length, x)", knobs), strict=True):
         expected = temperature_explorer(**case).numbers
         found = dict(s=at["s"], most=math.log(at["n"]))
         for way, end in (("with", ""), ("without", "_without")):
@@ -145,7 +136,7 @@ def test_the_browsers_weights_and_entropies_are_pythons():
 
 
 def test_the_lines_are_drawn_where_the_steps_are():
-    (lengths,) = in_node(["softening"], "lengthsBetween(...x)", [[1024, 10_485_760, 8192]])
+    (lengths,) = in_page(["softening"], "lengthsBetween(...x)", [[1024, 10_485_760, 8192]])
     assert (lengths[0], lengths[-1]) == (1024, 10_485_760)
     assert {8191, 8192, 16_383, 16_384} < set(lengths) and lengths == sorted(set(lengths))
 

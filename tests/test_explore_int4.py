@@ -5,8 +5,6 @@ import json
 import math
 import random
 import re
-import shutil
-import subprocess
 import time
 
 import pytest
@@ -22,6 +20,7 @@ from minillama4.explore import Effect, Int4Explorer, Runs, int4_explorer
 from minillama4.explore import widget_int4 as int4
 from minillama4.explore.script import STATIC, small_page_script, small_script
 from minillama4.serve.precision import weight_bytes
+from tests.node import in_node
 
 every_way = pytest.mark.parametrize("how", WAYS)
 
@@ -74,18 +73,9 @@ def test_bits_with_their_share_of_the_scale():
 
 
 # ------------------------------------------------------------------ the browser's own answers
-def in_node(expression, cases):
-    """What a JavaScript expression of ``x`` gives for each case, run by node."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node; the browser tests compare the same numbers")
-    code = (STATIC / "int4" / "rounding.js").read_text("utf-8")
-    code += f"const cases = {json.dumps(cases)};\n"
-    code += f"console.log(JSON.stringify(cases.map((x) => ({expression}))));"
-    command = [node, "--input-type=module", "-"]
-    run = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+def in_page(expression, cases):
+    """What the explorer's own script gives for each case."""
+    return in_node((STATIC / "int4" / "rounding.js").read_text("utf-8"), expression, cases)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +108,7 @@ def state(view):
 def test_the_browser_rounds_as_python_rounds(sweep):
     shown = views(sweep)
     cases = [[view.drawn.tolist(), view.bits, view.how] for view in shown]
-    for view, found in zip(shown, in_node("roundGroup(...x)", cases), strict=True):
+    for view, found in zip(shown, in_page("roundGroup(...x)", cases), strict=True):
         scale = (view.levels[1] - view.levels[0]).item()
         torch.testing.assert_close(torch.tensor(found["levels"]), view.levels)
         back = torch.tensor(found["back"])
@@ -130,13 +120,13 @@ def test_the_browser_rounds_as_python_rounds(sweep):
 def test_halves_go_to_the_even_number():
     cases = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 7.5, 2.4999, -3.2]
     expected = torch.tensor(cases, dtype=torch.float64).round().tolist()
-    assert in_node("nearest(x)", cases) == expected
+    assert in_page("nearest(x)", cases) == expected
 
 
 def test_the_browser_says_what_python_says(sweep):
     shown = views(sweep)
     words = "[`${sizeInWords(x)} ${lossInWords(x)}`, groupInWords(x)]"
-    said = in_node(words, [state(view) for view in shown])
+    said = in_page(words, [state(view) for view in shown])
     assert [one for one, _ in said] == [int4.in_words(view) for view in shown]
     # the largest error in steps is half a step in float32, and one step in it may fall either way
     for view, (_, group) in zip(shown, said, strict=True):
@@ -145,7 +135,7 @@ def test_the_browser_says_what_python_says(sweep):
 
 def test_the_browser_finds_what_was_measured(sweep):
     view = int4_explorer(runs=sweep)
-    (found,) = in_node("at(x, { bits: 3, how: 'meta' })", [state(view)])
+    (found,) = in_page("at(x, { bits: 3, how: 'meta' })", [state(view)])
     assert found == view.at(bits=3, how="meta")
     condition = "mini_scout, experts, 3 bits, groups of 128, meta"
     rise = Effect.of(sweep.results[condition][0]["rise"])

@@ -5,8 +5,6 @@ import json
 import math
 import random
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -19,6 +17,7 @@ from minillama4.explore.script import STATIC, small_page_script, small_script
 from minillama4.serve.memory import longest_context, plan
 from minillama4.serve.precision import SCHEMES
 from minillama4.serve.roofline import decode_step, distinct_experts
+from tests.node import in_node
 
 MODELS = {
     "Scout": ml4.Llama4Config.scout(),
@@ -29,18 +28,9 @@ MODELS = {
 }
 
 
-def in_node(expression, cases):
-    """What a JavaScript expression of ``x`` gives for each case, run by node."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node; the browser tests compare the same numbers")
-    code = (STATIC / "planner" / "bytes.js").read_text("utf-8")
-    code += f"const cases = {json.dumps(cases)};\n"
-    code += f"console.log(JSON.stringify(cases.map((x) => ({expression}))));"
-    command = [node, "--input-type=module", "-"]
-    run = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+def in_page(expression, cases):
+    """What the explorer's own script gives for each case."""
+    return in_node((STATIC / "planner" / "bytes.js").read_text("utf-8"), expression, cases)
 
 
 def views(count=60):
@@ -75,7 +65,7 @@ def state(view):
 # ------------------------------------------------------------------ the browser's own answers
 def test_the_browser_counts_the_bytes_that_python_counts():
     shown = views()
-    for view, found in zip(shown, in_node("planOf(x)", [state(v) for v in shown]), strict=True):
+    for view, found in zip(shown, in_page("planOf(x)", [state(v) for v in shown]), strict=True):
         held = view.plan
         assert found.pop("weights") == held.weights
         names = ("cache", "workspace", "memory", "total", "free")
@@ -84,14 +74,14 @@ def test_the_browser_counts_the_bytes_that_python_counts():
 
 def test_the_browser_finds_the_same_longest_context():
     shown = views()
-    assert in_node("longestOf(x)", [state(v) for v in shown]) == [v.longest for v in shown]
+    assert in_page("longestOf(x)", [state(v) for v in shown]) == [v.longest for v in shown]
     lengths = {view.longest for view in shown}
     assert 0 in lengths and len(lengths) > 10
 
 
 def test_the_browser_reads_and_computes_the_same():
     shown = views()
-    for view, found in zip(shown, in_node("stepOf(x)", [state(v) for v in shown]), strict=True):
+    for view, found in zip(shown, in_page("stepOf(x)", [state(v) for v in shown]), strict=True):
         step = view.step
         for name, size in step.reads.items():
             assert math.isclose(found["reads"].get(name, 0), size, rel_tol=1e-9), name
@@ -103,13 +93,13 @@ def test_the_browser_reads_and_computes_the_same():
 def test_the_browser_says_what_python_says():
     shown = views()
     words = "[planInWords(x), roomInWords(x), speedInWords(x)].filter(Boolean).join(' ')"
-    said = in_node(words, [state(v) for v in shown])
+    said = in_page(words, [state(v) for v in shown])
     assert said == [planner.in_words(view) for view in shown]
 
 
 def test_the_browser_expects_the_same_experts():
     cases = [[dict(experts=e, top_k=k), n] for e, k in ((16, 1), (128, 1), (8, 2)) for n in (1, 30)]
-    for (sizes, tokens), found in zip(cases, in_node("distinctExperts(...x)", cases), strict=True):
+    for (sizes, tokens), found in zip(cases, in_page("distinctExperts(...x)", cases), strict=True):
         assert math.isclose(found, distinct_experts(sizes["experts"], tokens, sizes["top_k"]))
 
 

@@ -11,6 +11,7 @@ from minillama4.model import cache as cache_file
 from minillama4.serve import decoder as decoder_file
 from minillama4.serve.decoder import Decoder, flat
 from minillama4.serve.int4_modules import Int4Experts, Int4Linear, quantize_model
+from tests.decoding import model_of, tokens_of
 
 KINDS = {
     "scout": {},
@@ -21,20 +22,6 @@ KINDS = {
     "every head its own": dict(kv_heads=4),
     "tied": dict(tied=True),
 }
-
-
-def model_of(dtype=torch.float64, **changes) -> ml4.Llama4:
-    torch.manual_seed(0)
-    sizes = dict(chunk=8, floor_scale=5, max_length=64) | changes
-    model = ml4.Llama4(ml4.Llama4Config.nano(**sizes)).to(dtype).eval()
-    for parameter in model.parameters():  # strong enough that every part is felt
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.12)
-    return model
-
-
-def tokens_of(rows: int, length: int) -> torch.Tensor:
-    return torch.randint(256, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 def decoded(model, tokens, prompt: int = 3) -> torch.Tensor:

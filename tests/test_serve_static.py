@@ -10,6 +10,7 @@ import torch._dynamo
 import minillama4 as ml4
 from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.static import StaticDecoder
+from tests.decoding import model_of, tokens_of
 
 KINDS = {
     "scout": {},
@@ -17,20 +18,6 @@ KINDS = {
     "two experts": dict(top_k=2),
     "tied": dict(tied=True),
 }
-
-
-def model_of(dtype=torch.float64, **changes) -> ml4.Llama4:
-    torch.manual_seed(0)
-    sizes = dict(chunk=8, floor_scale=5, max_length=64) | changes
-    model = ml4.Llama4(ml4.Llama4Config.nano(**sizes)).to(dtype).eval()
-    for parameter in model.parameters():  # strong enough that every part is felt
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.12)
-    return model
-
-
-def tokens_of(rows: int, length: int) -> torch.Tensor:
-    return torch.randint(256, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 def decoded(decoder: StaticDecoder, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
