@@ -24,6 +24,7 @@ from ..model import KVCache, Llama4
 from ..model.attention import attention_temperature
 from ..model.cache import LayerMemory
 from ..model.moe import MoE
+from ..model.norm import at_least_float32, rms_norm
 from ..model.rope import rope_frequencies
 from ..model.transformer import Block
 from .decoder import flat, worth_copying
@@ -200,13 +201,13 @@ class StaticDecoder:
     def before(self, layer: StaticLayer, x: Tensor, turn, heat: Tensor) -> tuple[Tensor, ...]:
         """x (b, m) -> q (b, h, d), k and v (b, k, d), ready to be compared."""
         c = self.config
-        x = self.norm(x, layer.attention_norm)
+        x = layer.attention_norm * rms_norm(x, c.norm_eps)
         qkv = layer.qkv(x).view(self.rows, -1, c.head_width)
         qk, v = qkv[:, : c.heads + c.kv_heads], qkv[:, c.heads + c.kv_heads :]
         if layer.rope:
             qk = rotate(qk, *turn)
         if layer.qk_norm:
-            qk = self.norm(qk)
+            qk = rms_norm(qk, c.norm_eps)
         q, k = qk[:, : c.heads], qk[:, c.heads :]
         return (q * heat).to(x.dtype) if layer.temperature else q, k, v
 
@@ -223,7 +224,7 @@ class StaticDecoder:
     def after(self, layer: StaticLayer, x: Tensor, seen: Tensor) -> Tensor:
         """What attention has read, then the experts; (b, m)."""
         x = x + layer.o(seen.reshape(self.rows, -1))
-        y = self.norm(x, layer.ffn_norm)
+        y = layer.ffn_norm * rms_norm(x, self.config.norm_eps)
         if not layer.adds_shared:  # shared expert or dense layer; else the experts' kernel has it
             gate, up = layer.gate_up(y).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
@@ -233,18 +234,12 @@ class StaticDecoder:
 
     def end(self, x: Tensor) -> Tensor:
         """x (b, m) -> logits (b, v)."""
-        return self.head(self.norm(x, self.model.norm.weight))
-
-    def norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """RMS norm over the last axis, written out: a compiler joins it with its neighbours."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
-        return wide.to(x.dtype) if weight is None else wide.to(x.dtype) * weight
+        return self.head(self.model.norm.weight * rms_norm(x, self.config.norm_eps))
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """``model.rope.rotate`` without complex numbers, which compilers do not know."""
-    a, b = (x if x.dtype == torch.float64 else x.float()).unflatten(-1, (-1, 2)).split(1, -1)
+    a, b = at_least_float32(x).unflatten(-1, (-1, 2)).split(1, -1)
     return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2).to(x.dtype)
 
 
