@@ -38,7 +38,6 @@ from .report import provenance
 CAP = 80_000_000_000  # bytes: an H100 of 80 GB, by its name
 WORKSPACE = 3_000_000_000
 SCHEMES = {"experts": "w4a16", "blocks": "int4-blocks", "all": "int4-all"}
-QUANTIZE = {"experts": "int4", "blocks": "int4-blocks", "all": "int4-all"}  # as ``load`` says
 SECTIONS = ("kernels", "decode", "prefill", "long", "load")
 
 
@@ -68,12 +67,13 @@ class Run:
         return self.limit - (time.monotonic() - self.began)
 
     @property
-    def quantize(self) -> str:
-        return QUANTIZE[self.what]
+    def scheme(self) -> str:
+        """The name of ``what`` where bytes are counted and weights are loaded."""
+        return SCHEMES[self.what]
 
     def model(self, skew: float = 0.0) -> ml4.Llama4:
         if self.weights:
-            return ml4.load(self.weights, torch.bfloat16, self.device, self.quantize)
+            return ml4.load(self.weights, torch.bfloat16, self.device, self.scheme)
         return synthetic_int4(self.config, self.what, self.device, self.dtype, skew)
 
     def peak(self) -> int | None:
@@ -87,7 +87,7 @@ class Run:
 
 def decode(run: Run, model, batches, contexts, skew: float) -> None:
     """Greedy steps; the bytes of a step are counted with the routing that was seen."""
-    c, scheme = model.config, SCHEMES[run.what]
+    c, scheme = model.config, run.scheme
     room = CAP - sum(weight_bytes(c, scheme).values()) - WORKSPACE
     hardware = H100.replace(name=run.device, bandwidth=run.speed["read"])
     for batch in batches:

@@ -68,7 +68,7 @@ def measure(run) -> None:
         before = host_memory()
         run.peak()
         began = time.perf_counter()
-        model = ml4.load(folder, torch.bfloat16, run.device, run.quantize)
+        model = ml4.load(folder, torch.bfloat16, run.device, run.scheme)
         if run.device != "cpu":
             torch.cuda.synchronize()
         took = time.perf_counter() - began
