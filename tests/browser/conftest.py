@@ -5,6 +5,7 @@ Screenshots are left in pytest's temporary folder, or in the one that EXPLORER_S
 
 import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -162,6 +163,53 @@ def dark_theme(home):
     file = home / "settings" / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text('{"theme": "JupyterLab Dark"}')
+
+
+@pytest.fixture
+def open_in(home, run_notebook, request):
+    """Open the test module's CODE in JupyterLab, in a theme; the next file finds it as it was."""
+    name = "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    file = home / "settings" / name
+    before = file.read_text() if file.exists() else None
+
+    def run(theme="Light", width=None):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'{{"theme": "JupyterLab {theme}"}}')
+        return run_notebook(width, notebook(request.module.CODE))
+
+    yield run
+    file.unlink() if before is None else file.write_text(before)
+
+
+@pytest.fixture
+def offline_page(browser):
+    """Open a file of ``pages`` with no kernel and no network; a script's error fails the test."""
+    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 1100})
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def run(file):
+        page.goto(file.as_uri(), wait_until="domcontentloaded")
+        return page
+
+    yield run
+    context.close()
+    assert errors == []
+
+
+def stays_within(page, view, parts):
+    """Nothing of a view sticks out of it to the right; both are selectors."""
+    frame = page.locator(view).bounding_box()
+    for part in page.locator(f"{view} :is({parts})").all():
+        box = part.bounding_box()
+        assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1, box
+
+
+def suits_theme(page, text, theme):
+    """Writing is light in the dark theme, and dark in the light one."""
+    colour = page.locator(text).evaluate("e => getComputedStyle(e).color")
+    brightness = sum(map(float, re.findall(r"[\d.]+", colour)[:3]))
+    assert (brightness > 380) == (theme == "Dark"), colour
 
 
 @pytest.fixture(scope="session")

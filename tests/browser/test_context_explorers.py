@@ -12,7 +12,7 @@ import torch
 from minillama4.explore import chunk_explorer, temperature_explorer
 from minillama4.explore.widget_chunks import in_words
 from minillama4.explore.widget_temperature import in_words as temperature_in_words
-from tests.browser.conftest import exported_pages, notebook
+from tests.browser.conftest import exported_pages, notebook, suits_theme
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: see start.py")
@@ -190,22 +190,6 @@ def nothing_sticks_out(page):
 
 
 # ------------------------------------------------------------------ with a kernel
-@pytest.fixture
-def open_in(home, run_notebook):
-    """Open JupyterLab in a theme; the next file finds it as it was."""
-    name = "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
-    file = home / "settings" / name
-    before = file.read_text() if file.exists() else None
-
-    def run(theme="Light", width=None):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f'{{"theme": "JupyterLab {theme}"}}')
-        return run_notebook(width, notebook(CODE))
-
-    yield run
-    file.unlink() if before is None else file.write_text(before)
-
-
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_in_jupyterlab(open_in, shots, theme):
     page = open_in(theme)
@@ -216,9 +200,7 @@ def test_in_jupyterlab(open_in, shots, theme):
     page.locator(CHUNKS).screenshot(path=shots / f"chunks-{theme}.png")
     drive_temperature(page)
     page.locator(HEAT).screenshot(path=shots / f"temperature-{theme}.png")
-    colour = page.locator(f"{CHUNKS} .ml4-said").evaluate("e => getComputedStyle(e).color")
-    brightness = sum(map(float, re.findall(r"[\d.]+", colour)[:3]))
-    assert (brightness > 380) == (theme == "Dark"), colour
+    suits_theme(page, f"{CHUNKS} .ml4-said", theme)
     assert page.locator(".jp-Cell").count() == 1  # no key reached JupyterLab's shortcuts
     assert page.errors == []
     page.close()
@@ -285,19 +267,14 @@ def pages(home):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_an_exported_page_works_with_no_kernel_and_no_network(browser, pages, shots, theme):
-    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 1100})
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(pages[theme].as_uri(), wait_until="domcontentloaded")
+def test_an_exported_page_works_with_no_kernel_and_no_network(offline_page, pages, shots, theme):
+    page = offline_page(pages[theme])
     expect(page.locator(f"{CHUNKS} .ml4-said")).to_be_visible()
     drive_chunks(page)
     drive_dragging(page)
     page.locator(CHUNKS).screenshot(path=shots / f"chunks-exported-{theme}.png")
     drive_temperature(page)
     page.locator(HEAT).screenshot(path=shots / f"temperature-exported-{theme}.png")
-    assert errors == []
-    context.close()
 
 
 def test_without_javascript_there_is_a_picture(browser, pages, shots):

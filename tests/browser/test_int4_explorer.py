@@ -4,14 +4,13 @@ Run by `python start.py browser`. What the browser shows is compared with what P
 """
 
 import json
-import re
 
 import pytest
 import torch
 
 from minillama4.explore import int4_explorer
 from minillama4.explore.widget_int4 import group_in_words, in_words
-from tests.browser.conftest import exported_pages, notebook
+from tests.browser.conftest import exported_pages, notebook, stays_within, suits_theme
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: see start.py")
@@ -78,30 +77,12 @@ def drive(page):
     shows(page)
 
 
-@pytest.fixture
-def open_in(home, run_notebook):
-    """Open JupyterLab in a theme; the next file finds it as it was."""
-    name = "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
-    file = home / "settings" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    before = file.read_text() if file.exists() else None
-
-    def run(theme="Light", width=None):
-        file.write_text(f'{{"theme": "JupyterLab {theme}"}}')
-        return run_notebook(width, notebook(CODE))
-
-    yield run
-    file.unlink() if before is None else file.write_text(before)
-
-
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_in_jupyterlab(open_in, shots, theme):
     page = open_in(theme)
     drive(page)
     page.locator(".ml4-int4").screenshot(path=shots / f"int4-{theme}.png")
-    colour = page.locator(".ml4-said").evaluate("e => getComputedStyle(e).color")
-    brightness = sum(map(float, re.findall(r"[\d.]+", colour)[:3]))
-    assert (brightness > 380) == (theme == "Dark"), colour
+    suits_theme(page, ".ml4-said", theme)
     assert page.locator(".jp-Cell").count() == 1  # no key reached JupyterLab's shortcuts
     assert page.errors == []
     page.close()
@@ -110,10 +91,7 @@ def test_in_jupyterlab(open_in, shots, theme):
 @pytest.mark.parametrize("width", [1000, 700])
 def test_nothing_sticks_out_on_small_screens(open_in, shots, width):
     page = open_in(width=width)
-    frame = page.locator(".ml4-int4").bounding_box()
-    for part in page.locator(".ml4-int4 :is(.ml4-field, svg)").all():
-        box = part.bounding_box()
-        assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1, box
+    stays_within(page, ".ml4-int4", ".ml4-field, svg")
     page.locator(".ml4-int4").screenshot(path=shots / f"int4-{width}.png")
     assert page.errors == []
     page.close()
@@ -125,16 +103,11 @@ def pages(home):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_an_exported_page_works_with_no_kernel_and_no_network(browser, pages, shots, theme):
-    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 1000})
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(pages[theme].as_uri(), wait_until="domcontentloaded")
+def test_an_exported_page_works_with_no_kernel_and_no_network(offline_page, pages, shots, theme):
+    page = offline_page(pages[theme])
     expect(page.locator(".ml4-said")).to_be_visible()
     drive(page)
     page.locator(".ml4-int4").screenshot(path=shots / f"int4-exported-{theme}.png")
-    assert errors == []
-    context.close()
 
 
 def test_without_javascript_there_is_a_picture(browser, pages, shots):
