@@ -48,6 +48,8 @@ def _share(tensors: list[Tensor]) -> Tensor:
 
 
 class Plain:
+    """x (b, in) -> (b, out), weight (in, out)."""
+
     def __init__(self, weight: Tensor):
         self.weight = weight  # in, out
 
@@ -56,6 +58,8 @@ class Plain:
 
 
 class Kernel:
+    """The same from packed (out, in / 8) and scale (out, in / group), by Triton; x in 16 bits."""
+
     def __init__(self, packed: Tensor, scale: Tensor):
         self.packed, self.scale = packed, scale
 
@@ -66,6 +70,8 @@ class Kernel:
 
 
 class Cpu(CpuWeight):
+    """The same by torch's CPU kernel, which rounds x to bfloat16; in x's dtype again."""
+
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x).to(x.dtype)
 
