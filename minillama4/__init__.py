@@ -7,6 +7,7 @@ from .data.tokenizer import load_tokenizer
 from .explore import trace
 from .model import KVCache, Llama4
 from .serve.generate import complete, generate
+from .serve.static import StaticDecoder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Llama4",
     "Llama4Config",
     "RopeScaling",
+    "StaticDecoder",
     "VisionConfig",
     "complete",
     "generate",

@@ -9,7 +9,7 @@ import minillama4 as ml4
 from minillama4.explore.steer import off, steer
 from minillama4.model import cache as cache_file
 from minillama4.serve import decoder as decoder_file
-from minillama4.serve.decoder import Decoder, flat
+from minillama4.serve.decoder import Decoder, flat, worth_copying
 from minillama4.serve.int4_modules import Int4Experts, Int4Linear, quantize_model
 from tests.decoding import model_of, tokens_of
 
@@ -197,3 +197,11 @@ def test_one_prompt_read_once_is_continued_in_many_ways():
         kept.select([1])
     with pytest.raises(RuntimeError, match="read a prompt"):
         ml4.KVCache(model.config).select([0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_turned_only_where_a_cpu_gains(dtype, monkeypatch):
+    model = model_of(dtype)
+    assert worth_copying(model) == (dtype in (torch.float64, torch.float32))
+    monkeypatch.setattr(decoder_file, "COPIED", 1000)
+    assert not worth_copying(model)

@@ -11,6 +11,7 @@ import minillama4 as ml4
 from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.static import StaticDecoder
 from tests.decoding import model_of, tokens_of
+from tests.reference import place_patches, random_images, random_tokens, small_multimodal
 
 KINDS = {
     "scout": {},
@@ -187,3 +188,45 @@ def test_says_what_does_not_fit():
         decoder.write(torch.tensor([1]), 3)
     with ml4.trace(model), pytest.raises(ValueError, match="hooks"):
         StaticDecoder(model, 1, 8)
+
+
+# ---------------------------------------------------------------------- in place of a model
+@pytest.mark.parametrize("more", [{}, dict(temperature=0.8, seed=3, top_k=50)])
+def test_generate_writes_the_same_through_it(more):
+    """Prompts of three lengths, chunk borders crossed at other steps; one decoder, two batches."""
+    model = model_of()
+    decoder = StaticDecoder(model, 3, 48)
+    for lengths in ((3, 11, 8), (16, 1, 7)):
+        prompts = [tokens_of(3, n)[row, :n].tolist() for row, n in enumerate(lengths)]
+        expected = ml4.complete(model, prompts, 30, **more)
+        assert ml4.complete(decoder, prompts, 30, **more) == expected
+        stop = expected[1][9]  # a token that ends at least one row early
+        ended = ml4.complete(model, prompts, 30, stop=stop, **more)
+        assert ml4.complete(decoder, prompts, 30, stop=stop, **more) == ended
+        assert sum(map(len, ended)) < 90
+
+
+def test_generate_reads_images_through_it():
+    model = small_multimodal()
+    tokens = place_patches(model.config, random_tokens(model.config, 1, 11), (0, 3))
+    decoder = StaticDecoder(model, 1, 40)
+    images = random_images(model.config, 2, torch.float64)
+    one, other = (ml4.complete(decoder, tokens, 12, images=image) for image in images[:, None])
+    assert one == ml4.complete(model, tokens, 12, images=images[:1]) != other
+
+
+def test_generate_through_it_refuses_what_would_go_wrong():
+    model, tokens = model_of(), tokens_of(1, 5)
+    decoder = StaticDecoder(model, 1, 20)
+    with pytest.raises(ValueError, match=r"decoder was made for.*20.*at most 15"):
+        ml4.complete(decoder, tokens, 16)
+    with pytest.raises(ValueError, match="a cache of its own"):
+        ml4.complete(decoder, tokens, 3, cache=ml4.KVCache(model.config))
+    with pytest.raises(ValueError, match=r"shape \(1, up to 20\)"):
+        ml4.complete(decoder, tokens_of(2, 5), 3)
+    assert len(ml4.complete(decoder, tokens, 15)[0]) == 15
+    one = ml4.generate(decoder, tokens, 5)
+    next(one)
+    ml4.complete(decoder, tokens, 2)
+    with pytest.raises(RuntimeError, match="another text"):
+        next(one)

@@ -6,6 +6,9 @@
 
 What was read stays in the KV cache, so a new token costs one token's work, however long the text.
 Rows of a batch may have prompts of different lengths, and each is continued as it would be alone.
+
+In place of the model a ``StaticDecoder`` of it may be given, made once for many texts: its steps
+are compiled, or recorded for a GPU.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ from ..config import Llama4Config
 from ..model import KVCache, Llama4
 from .decoder import Decoder, flat
 from .sampling import Sampling, generator, is_count
+from .static import StaticDecoder
 
 ENDED = -1  # stands in the place of a token in rows that have stopped
 Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 
 def generate(
-    model: Llama4,
+    model: Llama4 | StaticDecoder,
     tokens: Prompts,
     max_new_tokens: int,
     *,
@@ -48,28 +52,33 @@ def generate(
     that row. Generation ends with the last row, or after max_new_tokens.
     seed: a whole number, or a torch.Generator to go on with; global random numbers stay untouched.
     cache: what was read before, which ``tokens`` follow; it is moved on, and in the end holds
-    everything but the last token yielded. images: as for the model.
+    everything but the last token yielded; not with a StaticDecoder, which has one of its own.
+    images: as for the model.
 
     The prompt is read when this is called, and errors are raised then: ValueError, TypeError, or
     IndexError for an id that the model does not have.
     """
+    given, decoder = model, model if isinstance(model, StaticDecoder) else None
+    model = model.model if decoder else model
     _check_model(model, max_new_tokens)
     sampling = Sampling(temperature, top_k, top_p)
     stops = _stops(stop, model.config)
     tokens, mask = _batch(tokens, attention_mask, model)
-    kept = KVCache(model.config) if cache is None else cache
-    _check_room(model.config, kept, tokens, mask, max_new_tokens)
+    kept = _cache(cache, decoder, model.config)
+    _check_room(given, kept, tokens, mask, max_new_tokens)
     draw = generator(seed, tokens.device) if temperature else None
-    logits = read(model, tokens, kept, mask, images)
+    logits = read(given, tokens, kept, mask, images)
     if logits.isnan().any():
         raise ValueError(
             "The model's logits are not numbers (NaN): its training failed, or weights are missing."
         )
-    follow = _follower(model, kept, shared=cache is not None)
+    follow = _fixed(decoder) if decoder else _follower(model, kept, shared=cache is not None)
     return _write(logits, lambda x: sampling.choose(x, draw), follow, stops, max_new_tokens)
 
 
-def complete(model: Llama4, tokens: Prompts, max_new_tokens: int, **options) -> list[list[int]]:
+def complete(
+    model: Llama4 | StaticDecoder, tokens: Prompts, max_new_tokens: int, **options
+) -> list[list[int]]:
     """What ``generate`` writes, as a list of ids per row, without the prompt.
 
     A row ends with its stop token, if it met one. Options are those of ``generate``.
@@ -82,6 +91,9 @@ def complete(model: Llama4, tokens: Prompts, max_new_tokens: int, **options) -> 
 @torch.inference_mode()
 def read(model, tokens: Tensor, cache: KVCache, mask=None, images=None) -> Tensor:
     """Prefill: logits (b, v) of what follows each row's last real token."""
+    if isinstance(model, StaticDecoder):
+        with _evaluating(model.model):
+            return model.read(tokens, mask, images)
     with _evaluating(model):
         inputs = dict(cache=cache, attention_mask=mask, images=images)
         return model(tokens, last_only=True, **inputs)[:, 0]
@@ -115,6 +127,21 @@ def _follower(model, cache: KVCache, shared: bool) -> Callable[[Tensor, Tensor],
         if step is not None and not waits:
             return step(token, cache)
         return read(model, token[:, None], cache, going[:, None] if waits else None)
+
+    return follow
+
+
+def _fixed(decoder: StaticDecoder) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same by a program that is made already, as long as it is still at this text."""
+    text = decoder.texts
+
+    def follow(token: Tensor, going: Tensor) -> Tensor:
+        if decoder.texts != text:
+            raise RuntimeError(
+                "This StaticDecoder has begun another text since: finish one before the next, or "
+                "make a decoder for each."
+            )
+        return decoder.step(token)
 
     return follow
 
@@ -174,17 +201,31 @@ def _batch(tokens: Prompts, mask: Tensor | None, model) -> tuple[Tensor, Tensor 
     return padded.to(device), None if real.all() else real.to(device)
 
 
-def _check_room(config: Llama4Config, cache: KVCache, tokens: Tensor, mask, count: int) -> None:
-    """Refuse now what would end at max_length halfway through."""
-    if tokens.ndim != 2 or getattr(cache, "config", None) != config:
+def _cache(cache: KVCache | None, decoder: StaticDecoder | None, config: Llama4Config) -> KVCache:
+    if decoder is None:
+        return KVCache(config) if cache is None else cache
+    if cache is not None:
+        raise ValueError(
+            "A StaticDecoder has a cache of its own: give it the whole text as tokens, or continue "
+            "this cache with the model."
+        )
+    return KVCache(config)  # only to count: the decoder begins anew
+
+
+def _check_room(given: Llama4 | StaticDecoder, cache: KVCache, tokens, mask, count: int) -> None:
+    """Refuse now what would end at max_length, or at the decoder's length, halfway through."""
+    if tokens.ndim != 2 or getattr(cache, "config", None) != given.config:
         return  # the model says what is wrong with these
     new = [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(1).tolist()
     start = cache.start(len(tokens))
     longest = max(s + n for s, n in zip(start, new, strict=True))
-    if longest + count > config.max_length:
-        room = config.max_length - longest
+    limit, whose = given.config.max_length, "this model's max_length of"
+    if isinstance(given, StaticDecoder):
+        limit, whose = given.length, "this decoder was made for, which are"
+    if longest + count > limit:
+        room = limit - longest
         raise ValueError(
-            f"A prompt of {longest:,} tokens and {count:,} new ones are more than this model's "
-            f"max_length of {config.max_length:,}: "
+            f"A prompt of {longest:,} tokens and {count:,} new ones are more than {whose} "
+            f"{limit:,}: "
             + (f"max_new_tokens can be at most {room:,}." if room > 0 else "shorten the prompt.")
         )

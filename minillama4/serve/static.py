@@ -4,6 +4,7 @@
     logits = decoder.read(prompt)                          # (b, t) -> (b, v)
     logits = decoder.step(logits.argmax(-1))               # (b,) -> (b, v), the same program again
     tokens = decoder.write(token, 1000)                    # greedy; nothing waits for the CPU
+    rows = ml4.complete(decoder, prompts, 1000, top_p=0.9) # as with a model: drawn, stopped
 
 Nothing in a step depends on numbers that the CPU would have to know: positions are a tensor, a
 layer's cache has all its slots from the start (a chunk for RoPE layers), and which of them are seen
@@ -58,6 +59,7 @@ class StaticDecoder:
     rows: texts side by side; length: the most tokens of each, prompt included. how: "eager",
     "compiled" (torch.compile) or "graph" (compiled and recorded as a CUDA graph; the default on a
     GPU). kernels: use the Triton kernels; by default on a GPU in 16 bits.
+    It may hold copies of the weights: after training, make a new one.
     ValueError for a model that was changed, or a length beyond its max_length.
     """
 
@@ -81,20 +83,29 @@ class StaticDecoder:
         self.token = torch.zeros(rows, dtype=torch.int64, device=weight.device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)
         self._run, self._graph, self._logits = None, None, None
+        self.texts = 0  # read so far: who writes one can see that another was begun
 
     # ------------------------------------------------------------------ what is called
     @torch.inference_mode()
-    def read(self, tokens: Tensor) -> Tensor:
-        """A new text: tokens (b, t) -> logits (b, v) of what follows."""
+    def read(self, tokens: Tensor, mask: Tensor | None = None, images=None) -> Tensor:
+        """A new text: tokens (b, t) -> logits (b, v) of what follows.
+
+        mask (b, t) bool: which tokens are no padding; images as for the model.
+        """
         if tokens.ndim != 2 or tokens.shape[0] != self.rows or tokens.shape[1] > self.length:
             raise ValueError(
                 f"tokens must have shape ({self.rows}, up to {self.length}), as this decoder was "
                 f"made, not {tuple(tokens.shape)}."
             )
         self.cache.lengths, self.cache._halfway = None, False
-        for piece in tokens.split(PIECE, dim=1):
-            logits = self.model(piece, cache=self.cache, last_only=True)
-        self.position.fill_(tokens.shape[1])
+        self.texts += 1
+        more = dict(cache=self.cache, last_only=True)
+        if mask is None and images is None:
+            for piece in tokens.split(PIECE, dim=1):
+                logits = self.model(piece, **more)
+        else:
+            logits = self.model(tokens, attention_mask=mask, images=images, **more)
+        self.position.copy_(torch.tensor(self.cache.lengths))
         return logits[:, 0]
 
     @torch.inference_mode()
@@ -121,15 +132,17 @@ class StaticDecoder:
         if not 0 <= length <= self.length:
             raise ValueError(f"This decoder was made for {self.length:,} tokens, not {length:,}.")
         self.cache.lengths, self.cache._halfway = (length,) * self.rows, False
+        self.texts += 1
         self.position.fill_(length)
 
     def _make_room(self, count: int) -> None:
         if self.cache.lengths is None:
             raise RuntimeError("Nothing has been read yet: call read(prompt) first.")
-        if self.cache.lengths[0] + count > self.length:
+        longest = max(self.cache.lengths)
+        if longest + count > self.length:
             raise ValueError(
-                f"No room for {count:,} more tokens after {self.cache.lengths[0]:,}: this decoder "
-                f"was made for {self.length:,}."
+                f"No room for {count:,} more tokens after {longest:,}: this decoder was made for "
+                f"{self.length:,}."
             )
 
     def _advance(self) -> None:
