@@ -1,6 +1,7 @@
 """Int4: the packing against the compressed-tensors package, bounds, and modules against weights."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -226,22 +227,46 @@ def test_a_cast_forgets_what_was_made_for_the_cpu_kernel():
     assert not torch.equal(before, linear.on_cpu(torch.ones(1, 256)))
 
 
-def test_loading_other_weights_forgets_what_was_made_for_the_cpu_kernel():
-    def both(seed):
-        torch.manual_seed(seed)
-        plain = Experts(2, 256, 128).requires_grad_(False)
-        plain.gate_up.normal_(std=0.05), plain.down.normal_(std=0.05)
-        linear = Int4Linear.of(*quantize(torch.randn(48, 256).bfloat16()))
-        return linear, quantize_experts(plain.bfloat16(), 128, "compressed-tensors")
+def set_each(used, other):
+    for name, tensor in other.named_buffers():
+        setattr(used, name, tensor)
 
+
+WAYS = {"loaded": lambda used, other: used.load_state_dict(other.state_dict()), "set": set_each}
+
+
+def linear_and_experts(seed: int):
+    torch.manual_seed(seed)
+    plain = Experts(2, 256, 128).requires_grad_(False)
+    plain.gate_up.normal_(std=0.05), plain.down.normal_(std=0.05)
+    linear = Int4Linear.of(*quantize(torch.randn(48, 256).bfloat16()))
+    return linear, quantize_experts(plain.bfloat16(), 128, "compressed-tensors")
+
+
+def inputs():
     x = torch.randn(3, 256).bfloat16()
-    routed = x, torch.ones(3, 1).bfloat16(), torch.tensor([[0], [1], [0]])
+    return (x,), (x, torch.ones(3, 1).bfloat16(), torch.tensor([[0], [1], [0]]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_weights_forget_what_was_made_for_the_cpu_kernel(way):
     with torch.no_grad():
-        for used, other, given in zip(both(0), both(1), ((x,), routed), strict=True):
+        parts = linear_and_experts(0), linear_and_experts(1), inputs()
+        for used, other, given in zip(*parts, strict=True):
             before = used(*given)
-            used.load_state_dict(other.state_dict())
+            WAYS[way](used, other)
             assert not torch.equal(used(*given), before)
             assert torch.equal(used(*given), other(*given))
+
+
+def test_copies_hold_the_weights_once_and_answer_alike():
+    with torch.no_grad():
+        for used, given in zip(linear_and_experts(0), inputs(), strict=True):
+            answer, size = used(*given), sum(t.nbytes for t in used.buffers())
+            written = pickle.dumps(used)
+            assert len(written) < size + 5000
+            for other in (copy.deepcopy(used), pickle.loads(written)):
+                assert torch.equal(other(*given), answer)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -25,7 +25,38 @@ UNPACKED = 4  # experts unpacked at a time in reading a prompt: 1 GB of Scout's
 FEW = 64  # rows up to which a product is bound by reading weights: beyond, they are unpacked first
 
 
-class Int4Linear(nn.Module):
+class Packed(nn.Module):
+    """Tensors in Int4, and in ``_cpu`` what a CPU's kernel makes of them when first asked.
+
+    That copy goes whenever the tensors are set, loaded, moved or cast, and is never copied or
+    pickled. (Whoever writes into them in place has to call ``forget``.)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        self._cpu: dict[int, object] = {}
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name in self._buffers:
+            self.forget()
+
+    def _apply(self, fn, recurse=True):
+        self.forget()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *given, **more):
+        self.forget()
+        super()._load_from_state_dict(*given, **more)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_cpu": {}}
+
+
+class Int4Linear(Packed):
     """x (..., in) -> (..., out), as a Linear without bias; ``packed`` and ``scale`` as in int4."""
 
     def __init__(self, in_features: int, out_features: int, group: int = GROUP, dtype=None):
@@ -33,7 +64,6 @@ class Int4Linear(nn.Module):
         words = torch.empty(out_features, in_features // PER_WORD, dtype=torch.int32)
         self.register_buffer("packed", words)
         self.register_buffer("scale", torch.empty(out_features, in_features // group, dtype=dtype))
-        self._cpu: CpuWeight | None = None
 
     @classmethod
     def of(cls, packed: Tensor, scale: Tensor) -> Int4Linear:
@@ -75,20 +105,12 @@ class Int4Linear(nn.Module):
 
     def on_cpu(self, x: Tensor) -> Tensor:
         """x (n, in) of any dtype -> (n, out) bfloat16, through torch's Int4 kernel."""
-        if self._cpu is None:
-            self._cpu = CpuWeight(self.packed, self.scale)
-        return self._cpu(x)
-
-    def _apply(self, fn, recurse=True):
-        self._cpu = None  # moved or cast: what was made of the old tensors goes
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *given, **more):
-        self._cpu = None  # as it goes when the tensors are overwritten
-        super()._load_from_state_dict(*given, **more)
+        if not self._cpu:
+            self._cpu[0] = CpuWeight(self.packed, self.scale)
+        return self._cpu[0](x)
 
 
-class Int4Experts(nn.Module):
+class Int4Experts(Packed):
     """The routed experts of a layer; the same call and result as ``model.moe.Experts``.
 
     gate_up_packed (e, 2f, m/8), gate_up_scale (e, 2f, m/group), gate rows first; down_packed
@@ -104,7 +126,6 @@ class Int4Experts(nn.Module):
             scale = torch.empty(experts, rows, columns // group, dtype=dtype)
             self.register_buffer(f"{name}_packed", words)
             self.register_buffer(f"{name}_scale", scale)
-        self._cpu: dict[int, tuple[CpuWeight, CpuWeight]] = {}
 
     @classmethod
     def of(cls, *tensors: Tensor) -> Int4Experts:
@@ -197,14 +218,6 @@ class Int4Experts(nn.Module):
     def pairs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         t = self.tensors()
         return t[:2], t[2:]
-
-    def _apply(self, fn, recurse=True):
-        self._cpu = {}
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *given, **more):
-        self._cpu = {}
-        super()._load_from_state_dict(*given, **more)
 
 
 # ---------------------------------------------------------------------- a whole model
