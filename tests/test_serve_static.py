@@ -121,6 +121,23 @@ def test_compiled_it_is_the_same_program_and_is_compiled_once():
 
 
 @needs_compiler
+def test_compiled_decoders_are_not_taken_for_each_other():
+    """Models of the same shapes, and one whose layers differ in kind: each writes its own text."""
+    models = [model_of(torch.float32, layers=2, nope_every=2, **INT4) for _ in range(2)]
+    models.append(model_of(torch.float32, layers=2, nope_every=1, **INT4))
+    for parameter in models[1].parameters():
+        parameter.data.neg_()
+    decoders = [StaticDecoder(model, 1, 40, how="compiled") for model in models]
+    prompt = tokens_of(1, 5)
+    expected = [ml4.complete(model, prompt, 20) for model in models]
+    assert [ml4.complete(decoder, prompt, 20) for decoder in decoders] == expected
+    assert expected[0] != expected[1] and expected[0] != expected[2]
+    models[0].half()  # seen, though little is asked: and not read as if it were float32
+    with pytest.raises((RuntimeError, ValueError)):
+        ml4.complete(decoders[0], prompt, 3)
+
+
+@needs_compiler
 def test_in_compiled_pieces_as_a_graph_records_them():
     model = quantize_model(model_of(torch.float32, **INT4), "blocks", group=32)
     tokens = tokens_of(1, 12)
