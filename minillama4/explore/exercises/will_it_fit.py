@@ -17,6 +17,8 @@ bits = number(
         "You added the scale's bytes to bits: it has 2 bytes, 16 bits.": 4 + 2 / 32,
         "Right, but in bytes: return bits.": 4.5 / 8,
         "Every weight pays a share of the scale only, 1/32 of it.": 20.0,
+        "Upside down: 16 bits are shared by 32 weights, so each pays 16/32.": 4 + 32 / 16,
+        "That is a whole group: 32 weights and their scale. Of one weight?": 32 * 4.0 + 16,
     },
     praise="4.5 bits: small groups follow the weights more closely, and cost more.",
     tolerance=1e-9,
@@ -62,6 +64,21 @@ def _one_chunk_for_all_beyond(left, batch, layers, nope, chunk, per_entry) -> in
     return (left // per_entry - (layers - nope) * chunk) // (batch * nope)
 
 
+def _one_chunk_for_all_or_none(left, batch, layers, nope, chunk, per_entry) -> int:
+    """As ``_one_chunk_for_all``, but where that one chunk finds room every text is taken to fill
+    one."""
+    entries = left // per_entry
+    beyond = entries - (layers - nope) * chunk
+    return entries // (batch * layers) if beyond < 0 else beyond // (batch * nope)
+
+
+def _chunk_not_added(left, batch, layers, nope, chunk, per_entry) -> int:
+    entries = left // (batch * per_entry)
+    if entries < layers * chunk:
+        return entries // layers
+    return (entries - layers * chunk) // nope
+
+
 def _not_whole(left, batch, layers, nope, chunk, per_entry) -> float:
     entries = left / (batch * per_entry)
     if entries < layers * chunk:
@@ -93,12 +110,26 @@ longest = Check(
         "The RoPE layers keep a chunk of every text, not one for the whole batch.": (
             _one_chunk_for_all
         ),
+        "You paid the RoPE layers' chunk once for the whole batch: share the bytes out first.": (
+            _one_chunk_for_all_or_none
+        ),
+        "You took the first chunk off the bytes: its tokens are part of the text, add them.": (
+            _chunk_not_added
+        ),
+        "A text goes on behind its first chunk: the NoPE layers keep growing.": (
+            lambda left, batch, layers, nope, chunk, per_entry: min(
+                chunk, left // (batch * layers * per_entry)
+            )
+        ),
         "nope counts the layers that keep everything; you took it for those that keep a chunk.": (
             lambda left, batch, layers, nope, chunk, per_entry: _longest(
                 left, batch, layers, layers - nope, chunk, per_entry
             )
         ),
         "Right, but a text has a whole number of tokens: round down.": _not_whole,
+        "Rounded to the nearest, the last token does not always fit: round down.": (
+            lambda *sizes: round(_not_whole(*sizes))
+        ),
         "Rounded up, the last token no longer fits.": lambda *sizes: math.ceil(_not_whole(*sizes)),
     },
     praise="It fits at this length and not at one token more, within the first chunk and beyond.",
@@ -147,6 +178,15 @@ gpus = Check(
             (w + c) / (memory - s)
         ),
         "Right, but GPUs come whole: round up.": lambda w, c, memory, s: (w + c) / (memory - s),
+        "Weights and cache may share a GPU: add them first, then round up.": (
+            lambda w, c, memory, s: math.ceil(w / (memory - s)) + math.ceil(c / (memory - s))
+        ),
+        "The workspace takes memory away: it is not more of it.": lambda w, c, memory, s: math.ceil(
+            (w + c) / (memory + s)
+        ),
+        "That is the next power of two; here any number of GPUs can share.": (
+            lambda w, c, memory, s: 2 ** math.ceil(math.log2((w + c) / (memory - s)))
+        ),
         "If it fits exactly, one more is not needed.": lambda w, c, memory, s: (
             int((w + c) / (memory - s)) + 1
         ),
