@@ -68,6 +68,19 @@ seconds = Check(
         "`read` and `write` are exchanged.": lambda prompt, answer, cached, read, write: _seconds()(
             prompt, answer, cached, write, read
         ),
+        "Two things: `read` and `write` are exchanged; and of a prompt that is cached whole one "
+        "token must still be read.": lambda prompt, answer, cached, read, write: _seconds(
+            left=_negative_or_none
+        )(prompt, answer, cached, write, read),
+        "Two things: `read` and `write` are exchanged; and the first token comes out of the "
+        "prefill.": lambda prompt, answer, cached, read, write: _seconds(further=_all_of_it)(
+            prompt, answer, cached, write, read
+        ),
+        "You added what is cached; it need not be read again: take it off.": _seconds(
+            left=lambda prompt, cached: prompt + cached
+        ),
+        "You paid `read` once for the whole prompt: every token that is not cached takes as "
+        "long.": _seconds(left=lambda prompt, cached: 1),
         "`read` and `write` are seconds for a token, not tokens in a second: multiply.": (
             lambda prompt, answer, cached, read, write: _seconds()(
                 prompt, answer, cached, 1 / read, 1 / write
