@@ -151,6 +151,8 @@ class Llama4Config:
             _count(self, "chunk")
         for name in ("moe_at", "nope_at"):
             self._check_layers(name)
+        if self.moe_at == ():  # then the interval says nothing
+            object.__setattr__(self, "moe_every", 1)
         if self.vision is not None:
             inside = f"a token id below vocab_size = {self.vocab_size}"
             ok = 0 <= self.patch_token < self.vocab_size

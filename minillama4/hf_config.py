@@ -56,6 +56,8 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
     text = raw if kind == "llama4_text" else raw.get("text_config") or {}
     fields = {ours: text.get(theirs, default) for ours, (theirs, default) in TEXT.items()}
     fields |= {name: bool(fields[name]) for name in ("qk_norm", "temperature", "tied")}
+    dense = fields["moe_every"] == 0 and not text.get("moe_layers")  # no layer has experts
+    fields |= {"moe_every": 1} if dense else {}
     fields |= {"patch_token": raw.get("image_token_index", raw.get("image_token_id", 200_092))}
     if kind == "llama4":
         fields |= {"vision": _read_vision(raw.get("vision_config") or {})}
@@ -66,7 +68,7 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
     _refuse_unknown(text)
     known = {"kv_heads": kv_heads, "head_width": head_width, "rope_theta": theta}
     config = Llama4Config(**fields, **known, rope_scaling=scaling)  # sizes are checked first
-    moe = _list(text, "moe_layers")
+    moe = () if dense else _list(text, "moe_layers")
     return config.replace(
         moe_at=None if moe is None else tuple(moe), nope_at=_read_nope(text, config)
     )
@@ -187,6 +189,8 @@ def write_hf(config: Llama4Config) -> dict:
         "head_dim": config.head_width,
         "attention_chunk_size": config.chunk or config.max_length,  # transformers cannot take null
         "moe_layers": list(config.moe_layers),
+        # vLLM reads this and not the list
+        "interleave_moe_layer_step": 0 if config.moe_at == () else config.moe_every,
         "no_rope_layers": [int(i not in nope) for i in range(config.layers)],
         "rope_parameters": rope,
         "hidden_act": "silu",

@@ -371,10 +371,38 @@ def test_overwriting_replaces_the_model_and_keeps_the_rest(saved):
     (saved / "notes" / "how.txt").write_text("so")
     other = small(1, dtype=torch.float32, layers=2)
     ml4.save(other, saved, overwrite=True)
-    names = ["config.json", SINGLE, os.path.join("notes", "how.txt"), "tokenizer.model"]
+    names = [
+        "config.json",
+        "generation_config.json",
+        SINGLE,
+        os.path.join("notes", "how.txt"),
+        "tokenizer.model",
+    ]
     assert sorted(contents(saved)) == sorted(names)  # no shard, no index of the old one
     assert identical(ml4.load(saved), other)
     assert [p.name for p in saved.parent.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("temperature", [True, False])
+def test_vllm_is_told_of_the_temperature(tmp_path, temperature):
+    """In generation_config.json, where it looks; what else stood there is kept."""
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"temperature": 0.6, "attn_temperature_tuning": null}')
+    ml4.save(small(temperature=temperature), tmp_path)
+    said = json.loads(file.read_text())
+    assert said == {"temperature": 0.6, "attn_temperature_tuning": temperature}
+    before = contents(tmp_path)
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is not readable"):
+        ml4.save(small(), tmp_path, overwrite=True)
+    assert contents(tmp_path) == before | {file.name: b"{"}
+
+
+def test_vllm_is_told_that_no_layer_has_experts(tmp_path):
+    ml4.save(small(moe_at=()), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["interleave_moe_layer_step"] == 0
+    assert identical(ml4.load(tmp_path), small(moe_at=()))
 
 
 STEPS = {  # where an interruption strikes: what fails, and at which call

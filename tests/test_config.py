@@ -250,6 +250,7 @@ DIFFERENT = {
     "NoPE everywhere": ({"no_rope_layers": [0] * 48}, dict(nope_at=tuple(range(48)))),
     "an interval of 6": ({"no_rope_layer_interval": 6}, dict(nope_every=6)),
     "no experts": ({"moe_layers": []}, dict(moe_at=())),
+    "no experts, as vLLM reads it": ({"interleave_moe_layer_step": 0}, dict(moe_at=())),
     "KV heads null": ({"num_key_value_heads": None}, dict(kv_heads=40)),
     "no scaling": ({"rope_scaling": None}, dict(rope_scaling=None)),
     "no chunk": ({"attention_chunk_size": None}, dict(chunk=None)),

@@ -1,5 +1,5 @@
 """Saving: Hugging Face's layout, which transformers opens; Int4 weights as compressed-tensors has
-them, which vLLM opens. A folder is written beside its place first, and then takes it.
+them, as vLLM does too. A folder is written beside its place first, and then takes it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from .hugging_face import INDEX, SINGLE
 from .names import PACKED, expert_names, hf_name, linear_name, linears
 from .packing import write_packing
 
-OURS = re.compile(r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+GENERATION = "generation_config.json"
+OURS = re.compile(
+    r"(generation_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+)
 
 
 def save(
     model: Llama4, folder: str | Path, shard_bytes: int = 5 * 10**9, overwrite: bool = False
 ) -> None:
-    """Write ``model`` to ``folder``, whole or not at all: transformers opens it, vLLM if in Int4.
+    """Write ``model`` to ``folder``, whole or not at all: transformers and vLLM open it.
 
     More than ``shard_bytes`` of weights become several files with an index. FileExistsError if
     the folder already holds a model and ``overwrite`` is False; its other files are kept.
@@ -42,6 +45,7 @@ def save(
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write(model, new, shard_bytes)
+        _write_generation(model, new / GENERATION, before=folder / GENERATION)
         _swap(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -125,6 +129,19 @@ def _write(model: Llama4, folder: Path, shard_bytes: int) -> None:
     if len(shards) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _write_generation(model: Llama4, file: Path, before: Path) -> None:
+    """vLLM asks this file, and not config.json, whether NoPE layers have their temperature; where
+    it says nothing, only texts made for over 32,768 tokens get one. What else it says stays."""
+    said = {}
+    if before.exists():
+        try:
+            said = dict(json.loads(before.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise CheckpointError(f"{before} is not readable as JSON: remove it first.") from None
+    said["attn_temperature_tuning"] = model.config.temperature
+    file.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 def _plan(model: Llama4, shard_bytes: int) -> list[dict[str, Tensor]]:
