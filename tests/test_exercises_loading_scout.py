@@ -49,3 +49,14 @@ def test_every_known_mistake_gets_its_own_message(check):
 @each(CHECKS)
 def test_unfinished_answers_are_told(check):
     assert_unfinished_is_told(check)
+
+
+def test_whatever_leaves_no_keys_gets_one_message():
+    """Both ends wrong in different ways, an empty slice each time."""
+    empty = [
+        lambda shards, q, k: torch.cat([t[q : q + k] for t in shards]),
+        lambda shards, q, k: torch.cat([t[q // len(shards) : k // len(shards)] for t in shards]),
+        lambda shards, q, k: torch.cat([t[q : (q + k) // len(shards)] for t in shards]),
+    ]
+    told = {checks.gather_keys(answer).message for answer in empty}
+    assert len(told) == 1 and told.pop().startswith("No rows come out.")

@@ -47,6 +47,18 @@ first_byte = Check(
         "An expert is a matrix of rows times columns; you have moved on by rows alone.": (
             lambda h, b, s, e: 8 + h + b + e * s[1] * 2
         ),
+        "An expert is a matrix of rows times columns; you have moved on by columns alone.": (
+            lambda h, b, s, e: 8 + h + b + e * s[2] * 2
+        ),
+        "That is where the tensor begins: the experts before this one lie in between.": (
+            lambda h, b, s, e: 8 + h + b
+        ),
+        "For each expert you have moved on by the whole tensor; an expert is one of shape[0].": (
+            lambda h, b, s, e: 8 + h + b + e * s[0] * s[1] * s[2] * 2
+        ),
+        "begin counts bytes already; only numbers are doubled.": (
+            lambda h, b, s, e: 8 + h + 2 * (b + e * s[1] * s[2])
+        ),
     },
     praise="From there one expert of Scout, 168 MB of gate and up, can be read and nothing else.",
     tolerance=1e-12,
@@ -100,6 +112,9 @@ join_down = Check(
             lambda shards, e: torch.cat([s.unflatten(0, (e, -1)) for s in shards], dim=2)
         ),
         "That is the first shard alone.": lambda shards, e: shards[0].unflatten(0, (e, -1)),
+        "Join the shards along f that is there already: a stack makes a dimension of its own.": (
+            lambda shards, e: torch.stack([s.unflatten(0, (e, -1)) for s in shards], dim=1)
+        ),
         "A sum over shards belongs to their outputs, not to their weights.": (
             lambda shards, e: sum(s.unflatten(0, (e, -1)) for s in shards)
         ),
@@ -140,8 +155,24 @@ gather_keys = Check(
         "Those are keys and values together.": (
             lambda s, q, k: torch.cat([t[q // len(s) :] for t in s])
         ),
-        "A shard has q / shards rows of queries, not q.": (
+        "No rows come out. Of every shard, queries take the first q / shards rows, not q, and keys "
+        "the next k / shards: give both ends of them.": (
             lambda s, q, k: torch.cat([t[q : q + k] for t in s])
+        ),
+        "These rows begin too early: the first q / shards of a shard are queries.": (
+            lambda s, q, k: torch.cat([t[: k // len(s)] for t in s])
+        ),
+        "There are not always eight shards: len(shards) says how many.": (
+            lambda s, q, k: torch.cat([t[q // 8 : (q + k) // 8] for t in s])
+        ),
+        "q, k and v are not three equal parts of a shard: q has more rows.": (
+            lambda s, q, k: torch.cat([t.chunk(3)[1] for t in s])
+        ),
+        "Put the pieces below each other, not into a dimension of their own: (k, m) is due.": (
+            lambda s, q, k: torch.stack([t[q // len(s) : (q + k) // len(s)] for t in s])
+        ),
+        "The shards' keys belong below each other (dim 0); you put them side by side.": (
+            lambda s, q, k: torch.cat([t[q // len(s) : (q + k) // len(s)] for t in s], dim=1)
         ),
         "That is one shard's keys; the others have more.": (
             lambda s, q, k: s[0][q // len(s) : (q + k) // len(s)]
