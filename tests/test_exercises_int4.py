@@ -1,9 +1,15 @@
 """Checks of *Int4*: they pass what is right, and name what is wrong."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+import minillama4 as ml4
+from minillama4.data.text import Corpus
 from minillama4.explore.exercises import int4 as checks
+from minillama4.explore.rounding import round_weight
 from tests.exercises import assert_mistakes_are_named, assert_unfinished_is_told, each
 
 CHECKS = [checks.unpacking, checks.rounding, checks.rerouted]
@@ -72,3 +78,39 @@ def test_no_weight_lies_between_two_levels(seed):
     places = groups / (groups.abs().amax(-1, keepdim=True) / 8)
     assert ((places.frac().abs() - 0.5).abs() > 0.019).all()
     assert (groups.amax(-1) > -groups.amin(-1)).any() and (groups.amax(-1) < -groups.amin(-1)).any()
+
+
+def rounded(model, head=(4, 128), shared=(4, 128), routed=(4, 128)):
+    """All but embedding, norms and routers; (bits, group) of three kinds, the others in 4 bits."""
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        experts, all_read, a = block.ffn.experts, block.ffn.shared, block.attention
+        for weight in (experts.gate_up, experts.down):  # (e, in, out)
+            weight.copy_(round_weight(weight.mT, *routed).mT)
+        for linear in (all_read.gate, all_read.up, all_read.down):
+            linear.weight.copy_(round_weight(linear.weight, *shared))
+        for linear in (a.q, a.k, a.v, a.o):
+            linear.weight.copy_(round_weight(linear.weight, 4, 128))
+    model.head.weight.copy_(round_weight(model.head.weight, *head))
+    return model
+
+
+def test_what_the_open_exercise_says_a_tenth_of_a_megabyte_buys():
+    model = ml4.load(ml4.shipped("mini_scout"), dtype=torch.float32).requires_grad_(False)
+    corpus = Corpus.build(ml4.load_tokenizer(), "validation", tokens_per_domain=4 * 256 + 1)
+    texts = torch.cat([batch.tokens for batch in corpus.validation_batches(4, 256)])
+
+    def loss(model):
+        return F.cross_entropy(model(texts[:, :-1]).flatten(0, 1), texts[:, 1:].flatten()).item()
+
+    start = loss(rounded(model))
+    head, shared, finer = (
+        start - loss(rounded(model, **change))
+        for change in (dict(head=(5, 128)), dict(shared=(5, 128)), dict(routed=(4, 64)))
+    )
+    assert head == pytest.approx(0.013, abs=0.001)
+    assert shared == pytest.approx(0.007, abs=0.001)
+    assert abs(finer) < 0.001
+    parts = model.config.parameters().text
+    bytes_of_a_bit = [parts[kind] // 8 for kind in ("head", "shared experts")]
+    assert bytes_of_a_bit == [32_768, 49_152] and 2 * parts["routed experts"] // 128 == 98_304
