@@ -303,15 +303,29 @@ def test_a_file_cut_off_anywhere_is_named(saved, kept):
     file = max(saved.glob("*.safetensors"), key=lambda f: f.stat().st_size)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(CheckpointError, match=f"{file.name} is truncated or not a safetensors"):
+    message = "truncated or not a safetensors" if kept else "empty"
+    with pytest.raises(CheckpointError, match=f"{file.name} is {message}"):
         ml4.load(saved)
 
 
-def test_a_file_of_another_kind_is_named(saved):
+INSTEAD = {  # what downloads leave in the place of weights
+    "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 345\n",
+    "a web page": b"\n<!DOCTYPE html><html>Please log in</html>",
+    "truncated": b"404 not found",
+}
+
+
+@pytest.mark.parametrize("message", INSTEAD)
+def test_a_file_of_another_kind_is_told_by_what_it_is(saved, message):
     file = min(saved.glob("*.safetensors"))
-    file.write_bytes(b"<html>404</html>" * 100)
-    with pytest.raises(CheckpointError, match=file.name):
+    file.write_bytes(INSTEAD[message])
+    with pytest.raises(CheckpointError, match=f"{re.escape(file.name)} is .*{message}"):
         ml4.load(saved)
+
+
+def test_a_file_in_place_of_its_folder_is_told(saved):
+    with pytest.raises(CheckpointError, match=r"config\.json is a file: give the folder"):
+        ml4.load(saved / "config.json")
 
 
 def test_a_missing_shard_is_named(saved):

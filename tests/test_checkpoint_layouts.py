@@ -169,6 +169,7 @@ def test_params_json_gives_the_real_sizes(tmp_path, kind):
     [
         ("missing", "lacks consolidated.03.pth"),
         ("cut", "consolidated.05.pth is truncated"),
+        ("pointer", "consolidated.05.pth is only git LFS's note"),
         ("foreign", "is damaged, or holds more than tensors"),
         ("renamed", "not the shards of one model"),
         ("shape", r"wrongly shaped: layers.0.attention.wo.weight of consolidated.02.pth"),
@@ -186,6 +187,8 @@ def test_damage_is_told_by_name_before_anything_is_read(tmp_path, damage, messag
     elif damage == "cut":
         file = tmp_path / name(5)
         file.write_bytes(file.read_bytes()[:-500])
+    elif damage == "pointer":
+        (tmp_path / name(5)).write_text("version https://git-lfs.github.com/spec/v1\n")
     elif damage == "foreign":
         torch.save({"code": Path}, tmp_path / name(1))
     elif damage == "renamed":

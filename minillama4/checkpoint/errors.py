@@ -7,6 +7,21 @@ class CheckpointError(ValueError):
     """A folder of weights that is not what its config says; the message names each tensor."""
 
 
+def unreadable(file: Path, otherwise: str) -> CheckpointError:
+    """A file that holds no weights: told by its first bytes if a download left something else."""
+    with file.open("rb") as opened:
+        begin = opened.read(64).lstrip().lower()
+    if begin.startswith(b"version https://git-lfs"):
+        what = "only git LFS's note of where its content is: run `git lfs pull` in the folder."
+    elif begin.startswith((b"<!doctype", b"<html")):
+        what = "a web page, such as one that asks for a login or a licence: download it again."
+    elif not begin:
+        what = "empty: copy it again."
+    else:
+        what = otherwise
+    return CheckpointError(f"{file} is {what}")
+
+
 def cannot_map(file: Path, error: Exception) -> CheckpointError:
     """A sound file for which the system has no addresses: it counts them as if they were memory."""
     size, why = file.stat().st_size / 1e9, str(error).splitlines()[0]

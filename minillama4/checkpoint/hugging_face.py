@@ -20,7 +20,7 @@ from ..hf_config import read_json
 from ..model import Llama4
 from ..model.moe import Experts
 from ..serve.int4_modules import Int4Experts, Int4Linear
-from .errors import CheckpointError, cannot_map, some
+from .errors import CheckpointError, cannot_map, some, unreadable
 from .layout import Key, Layout
 from .names import EXPERTS, PACKED, expert_names, hf_name, linear_name, linears
 from .packing import Packing, read_packing
@@ -59,10 +59,8 @@ class HuggingFace(Layout):
                 dtype = DTYPES.get(found.get_dtype(), found.get_dtype())
                 self.headers[0, name] = Stored(file, tuple(found.get_shape()), dtype)
         except SafetensorError as error:
-            raise CheckpointError(
-                f"{self.folder / file} is truncated or not a safetensors file ({error}): "
-                "copy it again."
-            ) from None
+            what = f"truncated or not a safetensors file ({error}): copy it again."
+            raise unreadable(self.folder / file, what) from None
         except RuntimeError as error:
             raise cannot_map(self.folder / file, error) from None
         self.files[file] = tensors

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, cannot_map, some
+from .errors import CheckpointError, cannot_map, some, unreadable
 from .layout import Key, Layout
 from .names import EXPERTS
 from .params import PARAMS, read_params
@@ -219,8 +219,8 @@ def open_file(file: Path) -> dict[str, Tensor]:
     """A shard's tensors, mapped. A file that was cut off has lost its directory, which is at the
     end; one that wants to run code when it is opened is refused."""
     if not zipfile.is_zipfile(file):
-        raise CheckpointError(
-            f"{file} is truncated, or not a file of torch.save's zip format: copy it again."
+        raise unreadable(
+            file, "truncated, or not a file of torch.save's zip format: copy it again."
         )
     try:
         with torch.serialization.safe_globals([io.BytesIO]):  # _extra_state

@@ -71,6 +71,8 @@ def load(
 
 def open_folder(folder: Path) -> Layout:
     """Told apart by what is in the folder; headers are read, and nothing else."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: give the folder in which it lies.")
     hugging_face = any((folder / name).exists() for name in (INDEX, SINGLE))
     meta = bool(list(folder.glob("consolidated*.pth")))
     if hugging_face and meta:
