@@ -72,6 +72,9 @@ piece_mask = Check(
         "True is for what a query sees; you marked what is hidden.": lambda start, t, chunk: (
             ~_library_mask(start, t, chunk)
         ),
+        "That is a mask to add to the scores, 0 and -inf; True and False are asked for.": (
+            lambda start, t, chunk: torch.where(_library_mask(start, t, chunk), 0.0, -torch.inf)
+        ),
     },
     properties={
         "The places are right, but True and False are asked for: a mask of numbers is added to "
@@ -159,6 +162,7 @@ cache_bytes = Check(
         "That is twice as much: bf16 takes two bytes for a number, not four.": lambda *sizes: (
             _library_bytes(*sizes) * 2
         ),
+        "Those are bits; eight make a byte.": lambda *sizes: _library_bytes(*sizes) * 8,
         "That is one KV head's share.": lambda *sizes: _library_bytes(*sizes) // sizes[4],
         "With nope_every = 4 the NoPE layers are 3, 7, 11, ...; you counted from layer "
         "0.": _from_layer_0,
@@ -192,6 +196,7 @@ def _library_count(s, t, chunk, nope_layers, layers) -> int:
 
 
 def _count(
+    inside=1,
     same=lambda s, t, chunk: s // chunk == t // chunk,
     across=lambda s, t, chunk, nope: nope[0] + 1,
     own=0,
@@ -206,7 +211,7 @@ def _count(
         if s > t and not future:
             return never(layers)
         if same(s, t, chunk):
-            return 1
+            return inside
         found = across(s, t, chunk, nope_layers) if nope_layers else layers + 1
         return found if found <= layers else never(layers)
 
@@ -234,6 +239,11 @@ knows_after = Check(
     wrong={
         "Layers are counted from 0: after layer 3 a token has passed four layers.": _count(
             across=lambda s, t, chunk, nope: nope[0]
+        ),
+        "No layer is needed first to reach the chunk's end: a NoPE layer sees token s "
+        "itself.": _count(across=lambda s, t, chunk, nope: nope[0] + 2),
+        "A neighbour in the chunk knows after one layer; 0 is for the token itself.": _count(
+            inside=0
         ),
         "One NoPE layer is enough, however many borders lie between.": _count(
             across=_one_for_each_border
