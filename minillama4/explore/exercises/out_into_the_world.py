@@ -77,6 +77,19 @@ def _wrapped(block: Tensor) -> Tensor:
     return numbers * block[:2].clone().view(torch.float16).float()
 
 
+def _wrapped_in_half(block: Tensor) -> Tensor:
+    return (torch.cat([block[2:] & 15, block[2:] >> 4]) - 8) * block[:2].clone().view(torch.float16)
+
+
+def _in_half(block: Tensor) -> Tensor:
+    numbers = torch.cat([block[2:] & 15, block[2:] >> 4]).int() - 8
+    return numbers * block[:2].clone().view(torch.float16)
+
+
+def _not_shifted(block: Tensor) -> Tensor:
+    return _unpacked(block, together=lambda low, high: torch.cat([low, high.int() * 16]))
+
+
 unpack_q4_0 = Check(
     "unpack_q4_0",
     reference=_unpacked,
@@ -102,6 +115,10 @@ unpack_q4_0 = Check(
         ),
         "That reads the four bits as two's complement; here 8 is taken away.": _signed,
         "In uint8, 3 - 8 is 251: turn the numbers into float before you take 8 away.": _wrapped,
+        "In uint8, 3 - 8 is 251: turn numbers and scale into float32 first.": _wrapped_in_half,
+        "Nearly: whole numbers times a float16 are rounded to a float16. Turn the scale into "
+        "float32 first.": _in_half,
+        "byte & 240 is sixteen times the high half: shift it down, byte >> 4.": _not_shifted,
         "The 8.5 was for rounding on the way in; on the way back it is 8.": lambda block: _unpacked(
             block, offset=8.5
         ),
