@@ -65,7 +65,16 @@ def test_ceilings_fall_below_the_memorys_where_arithmetic_binds():
 def test_times_are_drawn_with_every_sample():
     points = {"Int4": [(1e6, [1.0, 1.2]), (1e7, [2.0, 2.1])], "float32": [(1e8, [9.0])]}
     ax = plots.plot_time(points, memory=1e10)
-    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_ydata())]
     assert [len(line.get_ydata()) for line in dots] == [2, 2, 1]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["Int4", "float32", "memory"]
+
+
+def test_two_ways_of_one_kind_share_a_colour():
+    ways = {f"{kind}, {how}": [(1e6, [1.0])] for kind in ("Int4", "bf16") for how in ("old", "new")}
+    lines = [line for line in plots.plot_time(ways).lines if line.get_label() in ways]
+    hollow = [line.get_markerfacecolor() == "none" for line in lines]
+    assert hollow == [True, False, True, False]
+    colours = [line.get_color() for line in lines]
+    assert colours[0] == colours[1] != colours[2] == colours[3]

@@ -1,11 +1,12 @@
-"""Is a token's time the reading of its weights? The law on a CPU, from 1 to 118 MB a step.
+"""Is a token's time the reading of its weights? The law on a CPU, from 1 MB to 1 GB a step.
 
-    python data/experiments/decode_speed.py      about 5 minutes on one core; needs a C++ compiler
+    python data/experiments/decode_speed.py     about 10 minutes on one core; needs a C++ compiler
 
 Conditions are "Int4 256 compiled" and so on: how weights are kept, the width of the model, and how
 the step runs (eager, or compiled: StaticDecoder). Random weights, 4 layers, 16 experts and a shared
-one. Each run gives the bytes that a step reads (counted), the milliseconds of a step at batch 1
-behind 64 tokens, and the speed of the memory, measured just before. "batch" and "skew": bytes and
+one (above width 512 only 2 and a shared one: a token reads one of them, however many there are).
+Each run gives the bytes that a step reads (counted), the milliseconds of a step at batch 1 behind
+64 tokens, and the speed of the memory, measured just before. "batch" and "skew": bytes and
 milliseconds of a step of 1 to 16 texts at width 512, with even and with skewed routing.
 
 Wall time of one thread, the best of five tries. A "seed" is another round over all conditions, on
@@ -27,26 +28,34 @@ from minillama4.serve.synthetic import expert_shares, synthetic_int4
 
 HERE = Path(__file__).parent
 ROUNDS = (0, 1, 2, 3, 4)
-WIDTHS = {"Int4": (128, 256, 512, 1024), "float32": (128, 256, 512)}
+WIDTHS = {
+    "Int4": (128, 256, 512, 1024, 2048, 4096),
+    "float32": (128, 256, 512, 1024, 1536),
+    "bfloat16": (128, 256, 512, 1024, 2048),
+}
 BATCHES = (1, 2, 4, 8, 16)
-CONTEXT, STEPS = 64, 16
+CONTEXT, STEPS = 64, 8
 
 
 def sizes(width: int) -> ml4.Llama4Config:
     """Everything grows with the width; every matrix has whole groups of 128."""
     heads = dict(heads=width // 32, kv_heads=width // 64, head_width=32)
     ffn = dict(expert_hidden=4 * width, dense_hidden=8 * width, layers=4)
+    ffn["experts"] = 16 if width <= 512 else 2
     return ml4.Llama4Config.mini(width=width, **heads, **ffn)
 
 
 @cache
-def decoder(kept: str, width: int, how: str, rows: int = 1, skew: float = 0.0) -> StaticDecoder:
+def model(kept: str, width: int, skew: float) -> ml4.Llama4:
     if kept == "Int4":
-        model = synthetic_int4(sizes(width), "all", dtype=torch.float32, skew=skew)
-    else:
-        torch.manual_seed(0)
-        model = ml4.Llama4(sizes(width)).requires_grad_(False)
-    made = StaticDecoder(model, rows, 2 * CONTEXT, how=how)
+        return synthetic_int4(sizes(width), "all", dtype=torch.float32, skew=skew)
+    torch.manual_seed(0)
+    return ml4.Llama4(sizes(width)).to(getattr(torch, kept)).requires_grad_(False)
+
+
+@cache
+def decoder(kept: str, width: int, how: str, rows: int = 1, skew: float = 0.0) -> StaticDecoder:
+    made = StaticDecoder(model(kept, width, skew), rows, 2 * CONTEXT, how=how)
     made.pretend(CONTEXT)
     made.write(torch.zeros(rows, dtype=torch.int64), 2)  # compiled now
     return made
@@ -59,14 +68,14 @@ def shares(*which) -> list:
 
 def bytes_read(*which) -> float:
     """Of a step, with the routing that this model shows; float32 is twice bf16."""
-    made = decoder(*which)
-    scheme = {"Int4": "int4-all", "float32": "bf16"}[which[0]]
+    made, kept = decoder(*which), which[0]
+    scheme, cache = "int4-all" if kept == "Int4" else "bf16", made.cache.layers[0].keys.dtype
+    behind = CONTEXT + STEPS // 2
     step = decode_step(
-        made.config, H100, scheme, CONTEXT + STEPS // 2, made.rows,
-        cache=torch.float32, chances=shares(*which),
-    )  # fmt: skip
+        made.config, H100, scheme, behind, made.rows, cache=cache, chances=shares(*which)
+    )
     weights = step.bytes - step.reads["cache"]
-    return weights * (2 if which[0] == "float32" else 1) + step.reads["cache"]
+    return weights * (2 if kept == "float32" else 1) + step.reads["cache"]
 
 
 def measured(*which) -> dict:

@@ -34,22 +34,28 @@ def plot_ceilings(steps: dict[str, list[Step]], ax=None):
 def plot_time(points: dict[str, list[tuple[float, list[float]]]], ax=None, memory=None):
     """Milliseconds of a step against the bytes that it reads; every sample a dot, medians a line.
 
-    points: label -> (bytes, milliseconds of each round). memory: bytes per second, drawn as the
-    line that nothing can be below.
+    points: label -> (bytes, milliseconds of each round). Labels that begin alike up to a comma
+    share a colour, and the first of them is drawn hollow and dotted. memory: bytes per second,
+    drawn as the line that nothing can be below.
     """
     ax = ax or plt.figure(figsize=(7.5, 3.6)).gca()
-    for colour, (label, line) in zip((BLUE, ORANGE, GREEN, *PALETTE), points.items(), strict=False):
-        for i, (size, samples) in enumerate(line):
-            shown = label if not i else None
-            ax.plot([size / 1e6] * len(samples), samples, "o", color=colour, ms=4, label=shown)
+    kinds = [label.split(",")[0] for label in points]
+    colours = dict(zip(dict.fromkeys(kinds), (BLUE, ORANGE, GREEN, *PALETTE), strict=False))
+    for i, (kind, (label, line)) in enumerate(zip(kinds, points.items(), strict=True)):
+        hollow = kind in kinds[i + 1 :]
+        style = dict(color=colours[kind], linestyle=":" if hollow else "-", linewidth=1.2)
+        dots = dict(color=colours[kind], markersize=4.5, markerfacecolor="none" if hollow else None)
+        for size, samples in line:
+            ax.plot([size / 1e6] * len(samples), samples, "o", **dots)
         middle = [statistics.median(samples) for _, samples in line]
-        ax.plot([size / 1e6 for size, _ in line], middle, color=colour, linewidth=1)
+        ax.plot([size / 1e6 for size, _ in line], middle, **style)
+        ax.plot([], [], marker="o", label=label, **(dots | style))
     if memory is not None:
         low, high = ax.get_xlim()
         sizes = [max(low, 0.3), high]
         ax.plot(sizes, [1e9 * mb / memory for mb in sizes], "k--", linewidth=1, label="memory")
     ax.set(xscale="log", yscale="log", xlabel="read in a step (MB)", ylabel="a step (ms)")
-    ax.legend()
+    ax.legend(fontsize="small")
     return ax
 
 
