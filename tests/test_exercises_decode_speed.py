@@ -40,6 +40,13 @@ def test_every_known_mistake_gets_its_own_message(check):
     assert_mistakes_are_named(check, at_least=8)
 
 
+def test_a_utilisation_cut_off_at_one_is_refused():
+    verdict = checks.mbu(lambda *given: min(1.0, right_mbu(*given)))
+    assert not verdict.right and "cuts it off" in verdict.message
+    shares = [right_mbu(*checks.mbu.inputs(seed)) for seed in range(5)]
+    assert sum(share > 1 for share in shares) == 1  # the others could have been measured
+
+
 @each(CHECKS)
 def test_unfinished_answers_are_told(check):
     assert_unfinished_is_told(check)
