@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 EXERCISE = re.compile(r"\*\*Exercise (\d+)\*\* \(([^)]*)\)")
 MINUTES = re.compile(r"(\d+) minutes?\b")
-ANSWER = re.compile(r"<details[^>]*>\s*<summary>(.*?)</summary>(.*?)</details>\s*", re.S)
+ANSWER = re.compile(
+    r"[ \t]*<details[^>]*>\s*<summary>(.*?)</summary>(.*?)</details>[ \t]*\n?", re.S
+)
 BORDER = re.compile(r"(?=^##? |\*\*Exercise \d+\*\* \()", re.M)  # of an exercise's text
 
 
@@ -60,7 +62,7 @@ def without_answers(text):
     text = ANSWER.sub(question, text)
     if re.search(r"</?details|</?summary", text):
         raise Unfit(f"a <details> is not closed, or one stands in another: {text[:60]!r}")
-    return text.rstrip()
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip()
 
 
 def exercises(notebook):

@@ -197,6 +197,12 @@ def test_run_all_passes_by_an_unfinished_exercise(tmp_path):
     assert hand_out.cells[-1].source == "**Why?**\n\nEnd."
 
 
+def test_a_list_of_questions_stays_a_list_without_its_answers():
+    answer = "   <details><summary>Answer</summary>So.</details>"
+    text = f"1. Why?\n{answer}\n2. How?\n{answer}\n\n**Next**: on."
+    assert handouts.lesson.without_answers(text) == "1. Why?\n2. How?\n\n**Next**: on."
+
+
 def test_a_real_hand_out_runs_by_itself(tmp_path):
     first = min(BOOKS)
     hand_out = book("student", first)
