@@ -8,7 +8,7 @@
 import { domainShares, drawActions, drawExperts, headsFor } from "./experts.js";
 import { drawLoads, drawPath, drawStrip, layStrip, scrollTo } from "./layers.js";
 import { listen } from "./listening.js";
-import { drawPills, layPage } from "./page.js";
+import { drawPills, keepKeys, layPage } from "./page.js";
 import { nearestRouter } from "./reading.js";
 import { inWords, readings, sides, titleOf } from "./sides.js";
 import { drawBanner } from "./steering.js";
@@ -155,7 +155,7 @@ function render({ model, el }) {
   };
   const pick = (expert) => { picked = picked === expert ? null : expert; ask(PAINT); };
 
-  el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
+  keepKeys(el);
   listen(parts, { model, now, show, hover, pick });
   const heard = Object.entries(CHANGES).flatMap(([level, names]) =>
     names.map((name) => [`change:${name}`, () => ask(+level)]));

@@ -19,7 +19,6 @@ export function listen(parts, { model, now, show, hover, pick }) {
 
 function listenToTyping(box, send) {
   let typing;
-  box.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab would take the letters
   box.addEventListener("input", () => {
     clearTimeout(typing);
     typing = setTimeout(() => send(box.value), TYPING_MS);

@@ -86,3 +86,10 @@ export function drawPills(parent, options, pressed, pick) {
   options.forEach(([value], i) =>
     parent.children[i].setAttribute("aria-pressed", value === pressed));
 }
+
+/** Keys pressed in a view are its own. JupyterLab listens above it. Notebook 7 listens before it,
+    and spares what carries its opt-out: the element in focus, not one around it. */
+export function keepKeys(el) {
+  el.addEventListener("keydown", (event) => event.stopPropagation());
+  el.addEventListener("focusin", ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", "true"));
+}

@@ -10,7 +10,6 @@ export function layTokens(box, { pieces, breaks }) {
   box.replaceChildren(...pieces.flatMap((piece, t) => {
     const chip = make("button", "ml4-token", { type: "button" });
     chip.setAttribute("role", "option");
-    chip.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's opt-out of its own keys
     chip.dataset.token = t;
     chip.append(make("span", "", { textContent: piece }), make("sub", ""));
     const cell = make("span", "ml4-cell");

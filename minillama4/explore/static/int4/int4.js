@@ -1,7 +1,7 @@
 // The Int4 explorer: how one group of weights is rounded, and what that does to a whole model. The
 // rounding is done here, the losses are looked up in a sweep that Python hands over; no Python runs.
 
-import { drawPills, field, pills } from "../page.js";
+import { drawPills, field, keepKeys, pills } from "../page.js";
 import { follow, setter } from "../irope/knobs.js";
 import { groupBox, groupPicture, LOOKS, lossChart, pictureBox, sizeChart } from "./pictures.js";
 import { groupInWords, lossInWords, sizeInWords } from "./rounding.js";
@@ -45,7 +45,7 @@ function render({ model, el }) {
     part("group-picture").setAttribute("aria-label", groupInWords(x));
     for (const name of ["over-bits", "over-size"]) part(name).setAttribute("aria-label", lossInWords(x));
   };
-  el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
+  keepKeys(el);
   el.addEventListener("click", ({ target }) => target.dataset?.to && show(JSON.parse(target.dataset.to)));
   draw();
   return follow(model, TRAITS, draw);

@@ -1,7 +1,7 @@
 // The chunk explorer: rows of tokens, the input below and a layer above the other; one token in
 // hand, and all that it reaches, or draws from, lit. All of it is answered here, without Python.
 
-import { drawPills } from "../page.js";
+import { drawPills, keepKeys } from "../page.js";
 import { everyLayer, heldKeys, inside, isNope, litStretches, reachInWords, seenBefore } from "./masks.js";
 import { drawMask, marked } from "./mask_view.js";
 import { drawKnobs, follow, knobRows, listenToKnobs, setter } from "./knobs.js";
@@ -28,7 +28,7 @@ const pageOf = (knobs) => `<div class="ml4-routing ml4-irope ml4-chunked">${knob
   ${pillRow("way", "Token")}<span class="ml4-hint">click a cell; ← → token, ↑ ↓ layer</span></div>
   <p class="ml4-said" role="status" aria-live="polite"></p>
   <div class="ml4-panels"><section><h4 class="ml4-about-rows"></h4>
-    <div class="ml4-rows" role="slider" tabindex="0" data-lm-suppress-shortcuts="true"><svg></svg></div>
+    <div class="ml4-rows" role="slider" tabindex="0"><svg></svg></div>
     <p class="ml4-note">lit: tokens lit in this row (● newly); sees: tokens that the one in hand sees
       there directly, itself included; keys: those the layer holds at most.</p></section>
   <section class="ml4-masked"><h4 class="ml4-about-mask"></h4><svg class="ml4-mask" role="img"></svg></section></div></div>`;
@@ -131,7 +131,7 @@ function render({ model, el }) {
     drawRows(part("rows"), knobs, colours);
     drawMask(part("about-mask"), part("mask"), knobs, colours);
   };
-  el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
+  keepKeys(el);
   listenToKnobs(el, sliders, show);
   listenToRows(part("rows"), now, show);
   draw();

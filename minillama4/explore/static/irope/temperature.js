@@ -1,7 +1,7 @@
 // The temperature explorer: s(p), what the relevant token gets, and how widely attention spreads,
 // over the length of the context. All of it is answered here, without Python.
 
-import { drawPills } from "../page.js";
+import { drawPills, keepKeys } from "../page.js";
 import { chart, chartBox, lengthAt, shareOf, shareUnder, shortLength } from "./charts.js";
 import { atLength, beyondTheMean, lengthsBetween, temperatureAt } from "./softening.js";
 import { drawKnobs, follow, knobRows, listenToKnobs, setter } from "./knobs.js";
@@ -95,7 +95,7 @@ function render({ model, el }) {
     drawCharts(part, knobs);
     if (measured.layers) drawMeasured(part("measured"), measured, knobs.length);
   };
-  el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
+  keepKeys(el);
   listenToKnobs(el, sliders, show);
   for (const name of ["factor", "weight", "entropy"]) {
     const move = (event) => event.buttons && show({ length: lengthAt(shareUnder(part(name), event), span) });

@@ -1,7 +1,7 @@
 // The planner: a model in a precision on a GPU, with a context and a batch. What lies in memory, what
 // a step of decoding reads, and what follows. All of it is answered here, without Python.
 
-import { drawPills, escape, field, pills } from "../page.js";
+import { drawPills, escape, field, keepKeys, pills } from "../page.js";
 import { drawKnobs, follow, knobRows, listenToKnobs, setter } from "../irope/knobs.js";
 import { comma, longestOf, planInWords, planOf, roomInWords, speedInWords, stepOf } from "./bytes.js";
 import { barBox, grouped, stackedBar } from "./bars.js";
@@ -82,7 +82,7 @@ function render({ model, el }) {
     drawBars(part, x);
     part("by-batch").innerHTML = tableOf(x);
   };
-  el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab listens above
+  keepKeys(el);
   listenToKnobs(el, listed, ({ context, ...more }) =>
     show(context === undefined ? more : { context: Math.min(context, mostOf(now())) }));
   draw();
