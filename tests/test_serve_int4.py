@@ -232,7 +232,19 @@ def set_each(used, other):
         setattr(used, name, tensor)
 
 
-WAYS = {"loaded": lambda used, other: used.load_state_dict(other.state_dict()), "set": set_each}
+def write_each(used, other):
+    for name, tensor in other.named_buffers():
+        getattr(used, name).copy_(tensor)
+
+
+def point_each(used, other):
+    for name, tensor in other.named_buffers():
+        getattr(used, name).data = tensor
+
+
+WAYS = {"set": set_each, "written to": write_each, "pointed elsewhere": point_each}
+WAYS["loaded"] = lambda used, other: used.load_state_dict(other.state_dict())
+WAYS["assigned"] = lambda used, other: used.load_state_dict(other.state_dict(), assign=True)
 
 
 def linear_and_experts(seed: int):
@@ -259,10 +271,20 @@ def test_other_weights_forget_what_was_made_for_the_cpu_kernel(way):
             assert torch.equal(used(*given), other(*given))
 
 
+def test_weights_that_are_lent_for_a_call_are_given_back():
+    with torch.no_grad():
+        parts = linear_and_experts(0), linear_and_experts(1), inputs()
+        for own, other, given in zip(*parts, strict=True):
+            lent = dict(other.named_buffers())
+            assert torch.equal(torch.func.functional_call(own, lent, given), other(*given))
+            assert torch.equal(own(*given), copy.deepcopy(own)(*given))
+
+
 def test_copies_hold_the_weights_once_and_answer_alike():
     with torch.no_grad():
         for used, given in zip(linear_and_experts(0), inputs(), strict=True):
             answer, size = used(*given), sum(t.nbytes for t in used.buffers())
+            used.compile()  # which is not pickled either
             written = pickle.dumps(used)
             assert len(written) < size + 5000
             for other in (copy.deepcopy(used), pickle.loads(written)):

@@ -26,34 +26,28 @@ FEW = 64  # rows up to which a product is bound by reading weights: beyond, they
 
 
 class Packed(nn.Module):
-    """Tensors in Int4, and in ``_cpu`` what a CPU's kernel makes of them when first asked.
-
-    That copy goes whenever the tensors are set, loaded, moved or cast, and is never copied or
-    pickled. (Whoever writes into them in place has to call ``forget``.)
-    """
+    """Tensors in Int4, and in ``_cpu`` what a CPU's kernel makes of them when first asked: made
+    anew when they are others or were written to, dropped when moved, never copied or pickled."""
 
     def __init__(self):
         super().__init__()
-        self.forget()
+        self._cpu: dict[int, tuple[tuple, list, object]] = {}
 
-    def forget(self) -> None:
-        self._cpu: dict[int, object] = {}
-
-    def __setattr__(self, name: str, value) -> None:
-        super().__setattr__(name, value)
-        if name in self._buffers:
-            self.forget()
+    def laid_out(self, key: int, tensors: tuple[Tensor, ...], make):
+        """``make()``, or what it has made of these very tensors before."""
+        now = [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+        held, then, made = self._cpu.get(key, ((), None, None))
+        if then != now or any(a is not b for a, b in zip(held, tensors, strict=True)):
+            made = make()
+            self._cpu[key] = tensors, now, made  # held, or another could come to lie there
+        return made
 
     def _apply(self, fn, recurse=True):
-        self.forget()
+        self._cpu = {}
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *given, **more):
-        self.forget()
-        super()._load_from_state_dict(*given, **more)
-
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_cpu": {}}
+        return super().__getstate__() | {"_cpu": {}}
 
 
 class Int4Linear(Packed):
@@ -105,9 +99,8 @@ class Int4Linear(Packed):
 
     def on_cpu(self, x: Tensor) -> Tensor:
         """x (n, in) of any dtype -> (n, out) bfloat16, through torch's Int4 kernel."""
-        if not self._cpu:
-            self._cpu[0] = CpuWeight(self.packed, self.scale)
-        return self._cpu[0](x)
+        both = self.packed, self.scale
+        return self.laid_out(0, both, lambda: CpuWeight(*both))(x)
 
 
 class Int4Experts(Packed):
@@ -204,10 +197,12 @@ class Int4Experts(Packed):
 
     def cpu_weights(self, expert: int) -> tuple[CpuWeight, CpuWeight]:
         """gate_up and down of one expert as that kernel reads them, made when first asked for."""
-        if expert not in self._cpu:
+
+        def make() -> tuple[CpuWeight, CpuWeight]:
             wide, back = ((t[expert] for t in pair) for pair in self.pairs())
-            self._cpu[expert] = CpuWeight(*wide), CpuWeight(*back)
-        return self._cpu[expert]
+            return CpuWeight(*wide), CpuWeight(*back)
+
+        return self.laid_out(expert, self.tensors(), make)
 
     def can_run_on_cpu(self) -> bool:
         return all(CpuWeight.can_hold(*pair) for pair in self.pairs())
