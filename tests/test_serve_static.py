@@ -1,6 +1,7 @@
 """The fixed program: step after step the logits of the full forward, whatever it is made of."""
 
 import copy
+import pickle
 import shutil
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import torch._dynamo
 
 import minillama4 as ml4
+from minillama4.explore.steer import off, steer
+from minillama4.serve.decoder import Decoder
 from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.static import StaticDecoder
 from tests.decoding import model_of, tokens_of
@@ -123,18 +126,27 @@ def test_compiled_it_is_the_same_program_and_is_compiled_once():
 @needs_compiler
 def test_compiled_decoders_are_not_taken_for_each_other():
     """Models of the same shapes, and one whose layers differ in kind: each writes its own text."""
-    models = [model_of(torch.float32, layers=2, nope_every=2, **INT4) for _ in range(2)]
-    models.append(model_of(torch.float32, layers=2, nope_every=1, **INT4))
-    for parameter in models[1].parameters():
-        parameter.data.neg_()
+    sizes = dict(layers=2, chunk=64, **INT4)  # caches of one size, whatever a layer is
+    kinds = {}, dict(nope_every=1), dict(qk_norm=False), dict(temperature=False)
+    models = [model_of(torch.float32, **(sizes | dict(nope_every=2) | kind)) for kind in kinds]
+    models.append(model_of(torch.float32, nope_every=2, **sizes))
+    with torch.no_grad():
+        for parameter in models[-1].parameters():
+            parameter.neg_()
     decoders = [StaticDecoder(model, 1, 40, how="compiled") for model in models]
     prompt = tokens_of(1, 5)
-    expected = [ml4.complete(model, prompt, 20) for model in models]
-    assert [ml4.complete(decoder, prompt, 20) for decoder in decoders] == expected
-    assert expected[0] != expected[1] and expected[0] != expected[2]
-    models[0].half()  # seen, though little is asked: and not read as if it were float32
-    with pytest.raises((RuntimeError, ValueError)):
-        ml4.complete(decoders[0], prompt, 3)
+    expected = [ml4.complete(model, prompt, 30) for model in models]
+    assert [ml4.complete(decoder, prompt, 30) for decoder in decoders] == expected
+    assert len({tuple(text) for (text,) in expected}) == len(models)
+
+
+@needs_compiler
+def test_a_copy_of_a_compiled_decoder_has_a_life_of_its_own():
+    model, prompt = model_of(torch.float32, layers=2, nope_every=2, **INT4), tokens_of(1, 5)
+    decoder = StaticDecoder(model, 1, 40, how="compiled")
+    expected = ml4.complete(decoder, prompt, 20)
+    for other in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
+        assert ml4.complete(other, prompt, 20) == expected == ml4.complete(decoder, prompt, 20)
 
 
 @needs_compiler
@@ -188,7 +200,8 @@ def test_as_a_cuda_graph_it_writes_a_thousand_tokens_without_compiling_again():
 def test_says_what_does_not_fit():
     model = model_of()
     for wrong, message in (
-        (dict(rows=0, length=8), "at least 1"),
+        (dict(rows=0, length=8), "from 1 on"),
+        (dict(rows=1, length=8.5), "whole numbers"),
         (dict(rows=1, length=65), "max_length of 64"),
         (dict(rows=1, length=8, how="fast"), "none of eager, compiled"),
         (dict(rows=1, length=8, how="graph"), "on a GPU alone"),
@@ -242,8 +255,71 @@ def test_generate_through_it_refuses_what_would_go_wrong():
     with pytest.raises(ValueError, match=r"shape \(1, up to 20\)"):
         ml4.complete(decoder, tokens_of(2, 5), 3)
     assert len(ml4.complete(decoder, tokens, 15)[0]) == 15
-    one = ml4.generate(decoder, tokens, 5)
-    next(one)
-    ml4.complete(decoder, tokens, 2)
-    with pytest.raises(RuntimeError, match="another text"):
+    for other in (lambda: decoder.read(tokens), lambda: decoder.write(torch.tensor([3]), 2)):
+        one = ml4.generate(decoder, tokens, 5)
         next(one)
+        other()
+        with pytest.raises(RuntimeError, match="something else since"):
+            next(one)
+    with pytest.raises(TypeError, match="Llama4 or a StaticDecoder"):
+        ml4.complete(Decoder(model), tokens, 3)
+
+
+def test_a_text_that_fails_leaves_nothing_behind():
+    """Not its NaN, which a hidden slot would pass on; nor a length that no position agrees with."""
+    model = small_multimodal()
+    tokens = place_patches(model.config, random_tokens(model.config, 1, 11), (0, 3))
+    images = random_images(model.config, 1, torch.float64)
+    decoder, short = StaticDecoder(model, 1, 40), random_tokens(model.config, 1, 3)
+    with pytest.raises(ValueError, match="or an image"):
+        ml4.complete(decoder, tokens, 8, images=images * torch.nan)
+    assert ml4.complete(decoder, short, 20) == ml4.complete(model, short, 20)
+    with pytest.raises(IndexError):
+        ml4.complete(decoder, torch.tensor([[1, 2, 999]]), 8)
+    with pytest.raises(RuntimeError, match="Nothing has been read"):
+        decoder.step(torch.tensor([1]))
+    assert ml4.complete(decoder, short, 20) == ml4.complete(model, short, 20)
+
+
+def test_long_prompts_are_read_in_pieces(monkeypatch):
+    monkeypatch.setattr("minillama4.serve.static.PIECE", 5)
+    model, tokens = model_of(), tokens_of(1, 23)
+    read = []
+    model.embed.register_forward_hook(lambda part, given, out: read.append(given[0].shape[1]))
+    monkeypatch.setattr("minillama4.serve.static.flat", lambda model: True)  # despite the hook
+    decoder = StaticDecoder(model, 1, 40)
+    assert ml4.complete(decoder, tokens, 10) == ml4.complete(model, tokens, 10)
+    assert read[:5] == [5, 5, 5, 5, 3]
+
+
+def test_images_are_read_with_prompts_of_unequal_length():
+    model = small_multimodal()
+    tokens = place_patches(model.config, random_tokens(model.config, 2, 11), (0, 3), (1, 2))
+    mask = torch.ones(2, 11, dtype=torch.bool)
+    mask[1, 8:] = False
+    more = dict(images=random_images(model.config, 2, torch.float64), attention_mask=mask)
+    decoder = StaticDecoder(model, 2, 40)
+    assert ml4.complete(decoder, tokens, 12, **more) == ml4.complete(model, tokens, 12, **more)
+
+
+def test_a_model_that_was_changed_is_refused():
+    model, tokens = model_of(), tokens_of(1, 5)
+    decoder = StaticDecoder(model, 1, 40)
+    with steer(model, off(0)), pytest.raises(ValueError, match="watched by hooks"):
+        ml4.complete(decoder, tokens, 3)
+    assert ml4.complete(decoder, tokens, 3) == ml4.complete(model, tokens, 3)
+    model.load_state_dict(model_of().state_dict())
+    with pytest.raises(ValueError, match="changed"):
+        ml4.complete(decoder, tokens, 3)
+
+
+def test_a_step_takes_one_known_token_a_row():
+    decoder = StaticDecoder(model_of(), 3, 40)
+    decoder.read(tokens_of(3, 5))
+    with pytest.raises(ValueError, match=r"shape \(3,\), one a row, not \(1,\)"):
+        decoder.step(torch.tensor([1]))
+    for wrong in (-1, 256):
+        with pytest.raises(IndexError, match="0 to 255"):
+            decoder.write(torch.tensor([1, wrong, 2]), 2)
+    with pytest.raises(ValueError, match="not list"):
+        decoder.read([1, 2])

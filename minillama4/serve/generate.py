@@ -69,9 +69,9 @@ def generate(
     draw = generator(seed, tokens.device) if temperature else None
     logits = read(given, tokens, kept, mask, images)
     if logits.isnan().any():
-        raise ValueError(
-            "The model's logits are not numbers (NaN): its training failed, or weights are missing."
-        )
+        why = "its training failed, or weights are missing"
+        why += "" if images is None else ", or an image is not made of numbers"
+        raise ValueError(f"The model's logits are not numbers (NaN): {why}.")
     follow = _fixed(decoder) if decoder else _follower(model, kept, shared=cache is not None)
     return _write(logits, lambda x: sampling.choose(x, draw), follow, stops, max_new_tokens)
 
@@ -133,15 +133,17 @@ def _follower(model, cache: KVCache, shared: bool) -> Callable[[Tensor, Tensor],
 
 def _fixed(decoder: StaticDecoder) -> Callable[[Tensor, Tensor], Tensor]:
     """The same by a program that is made already, as long as it is still at this text."""
-    text = decoder.texts
+    moves = decoder.moves
 
     def follow(token: Tensor, going: Tensor) -> Tensor:
-        if decoder.texts != text:
+        nonlocal moves
+        if decoder.moves != moves:
             raise RuntimeError(
-                "This StaticDecoder has begun another text since: finish one before the next, or "
-                "make a decoder for each."
+                "This StaticDecoder has read or written something else since: finish one text "
+                "before the next, or make a decoder for each."
             )
-        return decoder.step(token)
+        logits, moves = decoder.step(token), moves + 1
+        return logits
 
     return follow
 
@@ -161,8 +163,11 @@ def _evaluating(model) -> Iterator[None]:
 
 # ------------------------------------------------------------------ what was given
 def _check_model(model, count) -> None:
-    if not isinstance(getattr(model, "config", None), Llama4Config):
-        raise TypeError(f"generate takes a minillama4.Llama4, not a {type(model).__name__}.")
+    known = isinstance(model, torch.nn.Module)
+    if not (known and isinstance(getattr(model, "config", None), Llama4Config)):
+        raise TypeError(
+            f"generate takes a Llama4 or a StaticDecoder of it, not a {type(model).__name__}."
+        )
     if not (is_count(count) and count >= 1):
         raise ValueError(f"max_new_tokens must be a whole number from 1 on, not {count!r}.")
 
