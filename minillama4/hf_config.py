@@ -56,7 +56,12 @@ def read_hf(source: str | Path | dict) -> Llama4Config:
     text = raw if kind == "llama4_text" else raw.get("text_config") or {}
     fields = {ours: text.get(theirs, default) for ours, (theirs, default) in TEXT.items()}
     fields |= {name: bool(fields[name]) for name in ("qk_norm", "temperature", "tied")}
-    dense = fields["moe_every"] == 0 and not text.get("moe_layers")  # no layer has experts
+    dense = fields["moe_every"] == 0  # no layer has experts
+    if dense and text.get("moe_layers"):
+        raise ValueError(
+            f"interleave_moe_layer_step = 0 says that no layer has experts, and moe_layers = "
+            f"{text['moe_layers']} that some have: one of them is wrong."
+        )
     fields |= {"moe_every": 1} if dense else {}
     fields |= {"patch_token": raw.get("image_token_index", raw.get("image_token_id", 200_092))}
     if kind == "llama4":

@@ -310,7 +310,8 @@ def test_a_file_cut_off_anywhere_is_named(saved, kept):
 
 INSTEAD = {  # what downloads leave in the place of weights
     "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 345\n",
-    "a web page": b"\n<!DOCTYPE html><html>Please log in</html>",
+    "a web page": b"\xef\xbb\xbf\n<!DOCTYPE html><html>Please log in</html>",
+    "a web page ": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
     "truncated": b"404 not found",
 }
 
@@ -319,7 +320,7 @@ INSTEAD = {  # what downloads leave in the place of weights
 def test_a_file_of_another_kind_is_told_by_what_it_is(saved, message):
     file = min(saved.glob("*.safetensors"))
     file.write_bytes(INSTEAD[message])
-    with pytest.raises(CheckpointError, match=f"{re.escape(file.name)} is .*{message}"):
+    with pytest.raises(CheckpointError, match=f"{re.escape(file.name)} is .*{message.strip()}"):
         ml4.load(saved)
 
 
@@ -406,10 +407,11 @@ def test_vllm_is_told_of_the_temperature(tmp_path, temperature):
     said = json.loads(file.read_text())
     assert said == {"temperature": 0.6, "attn_temperature_tuning": temperature}
     before = contents(tmp_path)
-    file.write_text("{")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json is not readable"):
-        ml4.save(small(), tmp_path, overwrite=True)
-    assert contents(tmp_path) == before | {file.name: b"{"}
+    for wrong in ("{", "[]", "null"):
+        file.write_text(wrong)
+        with pytest.raises(CheckpointError, match=r"generation_config\.json holds no settings"):
+            ml4.save(small(), tmp_path, overwrite=True)
+        assert contents(tmp_path) == before | {file.name: wrong.encode()}
 
 
 def test_vllm_is_told_that_no_layer_has_experts(tmp_path):

@@ -19,8 +19,8 @@ from minillama4.checkpoint.names import linears
 from minillama4.checkpoint.packing import Packing
 from minillama4.checkpoint.parts import Stored
 from minillama4.checkpoint.reading import QUANTIZE, Arrival
-from minillama4.serve.int4_modules import is_int4, quantize_model
 from minillama4.serve.precision import weight_bytes
+from minillama4.serve.quantize import is_int4, quantize_model
 from tests.meta_files import shards_of, write_meta
 from tests.test_checkpoint import RELEASED
 from tests.test_checkpoint_layouts import equal, model_of

@@ -19,7 +19,8 @@ from minillama4.checkpoint.meta import NAMES as META_NAMES
 from minillama4.checkpoint.names import linears
 from minillama4.checkpoint.params import read_params
 from minillama4.checkpoint.reading import Arrival, open_folder
-from minillama4.serve.int4_modules import Int4Experts, Int4Linear, is_int4, quantize_model
+from minillama4.serve.int4_modules import Int4Experts, Int4Linear
+from minillama4.serve.quantize import is_int4, quantize_model
 from tests.bench.gpu_load import write_hollow
 from tests.meta_files import params_of, shards_of, write_meta
 from tests.reference import (
@@ -450,7 +451,7 @@ def test_layouts_are_told_apart_by_what_is_there(tmp_path):
 MEASURE = """
 import json, sys, torch
 import minillama4 as ml4
-import minillama4.serve.int4_modules
+import minillama4.serve.quantize
 from minillama4.config import Llama4Config
 import threading, time
 
@@ -461,7 +462,7 @@ def anonymous():
 
 torch.set_num_threads(1)
 with torch.device("meta"):  # imports a good deal when it is first used
-    ml4.serve.int4_modules.quantize_model(ml4.Llama4(Llama4Config.mini(layers=4)))
+    ml4.serve.quantize.quantize_model(ml4.Llama4(Llama4Config.mini(layers=4)))
 peak, done = [0], threading.Event()
 def watch():
     while not done.wait(0.002):

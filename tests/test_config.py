@@ -326,6 +326,10 @@ REFUSED = {
         "layer_types": ["full_attention"] * 48,
     },
     "layer_types and .* disagree": {"layer_types": ["chunked_attention"] * 48},
+    "interleave_moe_layer_step = 0 .* one of them is wrong": {
+        "interleave_moe_layer_step": 0,
+        "moe_layers": [1],
+    },
 }
 
 

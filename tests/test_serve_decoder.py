@@ -10,7 +10,8 @@ from minillama4.explore.steer import off, steer
 from minillama4.model import cache as cache_file
 from minillama4.serve import decoder as decoder_file
 from minillama4.serve.decoder import Decoder, flat, worth_copying
-from minillama4.serve.int4_modules import Int4Experts, Int4Linear, quantize_model
+from minillama4.serve.int4_modules import Int4Experts, Int4Linear
+from minillama4.serve.quantize import quantize_model
 from tests.decoding import model_of, tokens_of
 
 KINDS = {

@@ -20,8 +20,8 @@ from minillama4.data.vocabulary import split_pattern
 from minillama4.model.rope import rope_frequencies
 from minillama4.serve import gguf as module
 from minillama4.serve.gguf import KINDS, save_gguf, tensors
-from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.llamacpp import GGUFError, as_llamacpp, llamacpp_length, vocabulary
+from minillama4.serve.quantize import quantize_model
 
 TOKENIZER = ml4.load_tokenizer()
 SCOUT = Llama4Config.nano(vocab_size=64, patch_token=63)

@@ -22,16 +22,9 @@ from minillama4.serve.int4 import (
     unpack,
     unpack_meta,
 )
-from minillama4.serve.int4_modules import (
-    WHAT,
-    Int4Experts,
-    Int4Linear,
-    int4_bytes,
-    is_int4,
-    quantize_experts,
-    quantize_model,
-)
+from minillama4.serve.int4_modules import Int4Experts, Int4Linear
 from minillama4.serve.int4_products import CpuWeight
+from minillama4.serve.quantize import WHAT, int4_bytes, is_int4, quantize_experts, quantize_model
 
 
 def some_weight(rows=48, columns=256, seed=0, dtype=torch.float32):

@@ -13,7 +13,8 @@ import torch
 
 from minillama4.model.moe import Experts, SwiGLU
 from minillama4.serve.int4 import dequantize, quantize
-from minillama4.serve.int4_modules import Int4Linear, quantize_experts
+from minillama4.serve.int4_modules import Int4Linear
+from minillama4.serve.quantize import quantize_experts
 from tests.kernels import kernels_of
 
 kernels = kernels_of("int4_triton")

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 import minillama4 as ml4
 from minillama4.count import kv_entries
 from minillama4.serve.hardware import A100, H100, H200, PRESETS, RTX_4090, Hardware
-from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.memory import (
     activation_bytes,
     kv_bytes,
@@ -33,6 +32,7 @@ from minillama4.serve.precision import (
     scale_bytes,
     weight_bytes,
 )
+from minillama4.serve.quantize import quantize_model
 from tests.reference import small, small_multimodal
 
 SCOUT, MAVERICK = ml4.Llama4Config.scout(), ml4.Llama4Config.maverick()

@@ -11,7 +11,7 @@ import torch._dynamo
 import minillama4 as ml4
 from minillama4.explore.steer import off, steer
 from minillama4.serve.decoder import Decoder
-from minillama4.serve.int4_modules import quantize_model
+from minillama4.serve.quantize import quantize_model
 from minillama4.serve.static import StaticDecoder
 from tests.decoding import model_of, tokens_of
 from tests.reference import place_patches, random_images, random_tokens, small_multimodal

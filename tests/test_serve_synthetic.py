@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import minillama4 as ml4
-from minillama4.serve.int4_modules import Int4Linear, int4_bytes, quantize_model
+from minillama4.serve.int4_modules import Int4Linear
+from minillama4.serve.quantize import int4_bytes, quantize_model
 from minillama4.serve.static import StaticDecoder
 from minillama4.serve.synthetic import expert_shares, synthetic_int4
 

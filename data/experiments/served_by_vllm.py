@@ -26,7 +26,7 @@ import torch
 import minillama4 as ml4
 from minillama4.data.text import DOMAINS, Corpus
 from minillama4.explore import repeat
-from minillama4.serve.int4_modules import quantize_model
+from minillama4.serve.quantize import quantize_model
 
 HERE = Path(__file__).parent
 LENGTH, SAMPLES, START, COUNT = 384, (0, 1, 2), 100, 60

@@ -10,12 +10,12 @@ class CheckpointError(ValueError):
 def unreadable(file: Path, otherwise: str) -> CheckpointError:
     """A file that holds no weights: told by its first bytes if a download left something else."""
     with file.open("rb") as opened:
-        begin = opened.read(64).lstrip().lower()
+        begin = opened.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if begin.startswith(b"version https://git-lfs"):
         what = "only git LFS's note of where its content is: run `git lfs pull` in the folder."
-    elif begin.startswith((b"<!doctype", b"<html")):
+    elif begin.startswith((b"<!doctype", b"<html", b"<?xml")):
         what = "a web page, such as one that asks for a login or a licence: download it again."
-    elif not begin:
+    elif not file.stat().st_size:
         what = "empty: copy it again."
     else:
         what = otherwise

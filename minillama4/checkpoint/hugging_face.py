@@ -172,7 +172,7 @@ def find_files(folder: Path) -> list[str]:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             files = {str(name) for name in index["weight_map"].values()}
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise CheckpointError(f"{folder / INDEX} is damaged: copy it again.") from None
+            raise unreadable(folder / INDEX, "damaged: copy it again.") from None
         odd = sorted(name for name in files if Path(name).name != name)
         if odd:
             raise CheckpointError(f"{INDEX} points outside its folder: {', '.join(odd)}.")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..model import Llama4
 from ..serve.int4 import GROUP, PER_WORD, quantize
-from ..serve.int4_modules import is_int4, quantize_model
+from ..serve.quantize import is_int4, quantize_model
 from .errors import CheckpointError
 from .hugging_face import INDEX, SINGLE, HuggingFace
 from .layout import Layout

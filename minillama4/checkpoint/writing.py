@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..model import Llama4
 from ..serve.int4 import PER_WORD
-from ..serve.int4_modules import Int4Experts, Int4Linear, is_int4
+from ..serve.int4_modules import Int4Experts, Int4Linear
+from ..serve.quantize import is_int4
 from .errors import CheckpointError, some
 from .hugging_face import INDEX, SINGLE
 from .names import PACKED, expert_names, hf_name, linear_name, linears
@@ -36,6 +37,7 @@ def save(
 
     More than ``shard_bytes`` of weights become several files with an index. FileExistsError if
     the folder already holds a model and ``overwrite`` is False; its other files are kept.
+    Ids that end a text belong into generation_config.json: beside it, config.json's are not asked.
     """
     folder = Path(folder).resolve()  # a link stays a link: its target is replaced
     _check_savable(model)
@@ -137,9 +139,11 @@ def _write_generation(model: Llama4, file: Path, before: Path) -> None:
     said = {}
     if before.exists():
         try:
-            said = dict(json.loads(before.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise CheckpointError(f"{before} is not readable as JSON: remove it first.") from None
+            said = json.loads(before.read_text(encoding="utf-8-sig"))
+        except (ValueError, OSError):
+            said = None
+        if not isinstance(said, dict):
+            raise CheckpointError(f"{before} holds no settings in JSON: remove it first.")
     said["attn_temperature_tuning"] = model.config.temperature
     file.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -34,15 +35,15 @@ def plot_ceilings(steps: dict[str, list[Step]], ax=None):
 def plot_time(points: dict[str, list[tuple[float, list[float]]]], ax=None, memory=None):
     """Milliseconds of a step against the bytes that it reads; every sample a dot, medians a line.
 
-    points: label -> (bytes, milliseconds of each round). Labels that begin alike up to a comma
+    points: label -> (bytes, milliseconds of each round). Labels that begin alike up to ", "
     share a colour, and the first of them is drawn hollow and dotted. memory: bytes per second,
     drawn as the line that nothing can be below.
     """
     ax = ax or plt.figure(figsize=(7.5, 3.6)).gca()
-    kinds = [label.split(",")[0] for label in points]
-    colours = dict(zip(dict.fromkeys(kinds), (BLUE, ORANGE, GREEN, *PALETTE), strict=False))
+    kinds = [label.split(", ")[0] for label in points]
+    colours = dict(zip(dict.fromkeys(kinds), cycle((BLUE, ORANGE, GREEN, *PALETTE)), strict=False))
     for i, (kind, (label, line)) in enumerate(zip(kinds, points.items(), strict=True)):
-        hollow = kind in kinds[i + 1 :]
+        hollow = kind in kinds[i + 1 :] and kind not in kinds[:i]
         style = dict(color=colours[kind], linestyle=":" if hollow else "-", linewidth=1.2)
         dots = dict(color=colours[kind], markersize=4.5, markerfacecolor="none" if hollow else None)
         for size, samples in line:

@@ -1,11 +1,7 @@
 """Modules that compute from packed Int4 weights, in the places of Linear and Experts.
 
-    quantize_model(model)                   # routed and shared experts, as both published schemes
-    quantize_model(model, what="blocks")    # attention and dense layers too
-    quantize_model(model, what="all")       # and the head
-
-The router is never quantised: it is small, and a score that moves can send a token to another
-expert. Embedding, norms and vision keep their precision as well. Source: spec, section 14.
+``quantize.py`` puts them there. Few rows are multiplied with packed weights, by a kernel; for many
+they are unpacked first. Source: spec, section 14.
 """
 
 from __future__ import annotations
@@ -13,14 +9,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from ..model import Llama4
-from ..model.moe import Experts, MoE, swiglu
-from .int4 import GROUP, PER_WORD, dequantize, quantize
+from ..model.moe import swiglu
+from .int4 import GROUP, PER_WORD, dequantize
 from .int4_products import CpuWeight, gpu_kernels, unpacked
 
-WHAT = ("experts", "blocks", "all")
 UNPACKED = 4  # experts unpacked at a time in reading a prompt: 1 GB of Scout's
 FEW = 64  # rows up to which a product is bound by reading weights: beyond, they are unpacked first
 
@@ -213,92 +206,3 @@ class Int4Experts(Packed):
     def pairs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         t = self.tensors()
         return t[:2], t[2:]
-
-
-# ---------------------------------------------------------------------- a whole model
-@torch.no_grad()
-def quantize_model(
-    model: Llama4, what: str = "experts", group: int = GROUP, convention="compressed-tensors"
-) -> Llama4:
-    """Replace weights by Int4 ones, in place, a layer at a time; returns the same model.
-
-    what: "experts" (routed and shared), "blocks" (also attention and dense layers) or "all" (also
-    the head). ValueError for another word, sizes that groups do not divide, or a model that is
-    quantised already: rounding twice would lose twice.
-    """
-    check_what(what)
-    if is_int4(model):
-        raise ValueError("This model is in Int4 already: load the original weights again.")
-    check_groups(model.config, what, group)
-    _check_numbers(model)  # now, not when half of the layers are done
-    for block in tqdm(model.blocks, desc="quantising", leave=False):
-        if isinstance(block.ffn, MoE):
-            block.ffn.experts = quantize_experts(block.ffn.experts, group, convention)
-            _replace(block.ffn.shared, ("gate", "up", "down"), group, convention)
-        elif what != "experts":
-            _replace(block.ffn, ("gate", "up", "down"), group, convention)
-        if what != "experts":
-            _replace(block.attention, ("q", "k", "v", "o"), group, convention)
-    if what == "all":
-        _replace(model, ("head",), group, convention)
-    return model
-
-
-def quantize_experts(experts: Experts, group: int, convention: str) -> Int4Experts:
-    """One expert at a time, so that never more than one lies unpacked beside the result."""
-    if experts.down.is_meta:  # shapes without numbers: nothing to compute, 3,072 times in Maverick
-        e, hidden, width = experts.down.shape
-        dtype = torch.float32 if convention == "meta" else experts.down.dtype
-        with torch.device("meta"):
-            return Int4Experts(e, width, hidden, group, dtype)
-    made = []
-    for gate_up, down in zip(experts.gate_up, experts.down, strict=True):
-        pair = quantize(gate_up.T, group, convention), quantize(down.T, group, convention)
-        made.append((*pair[0], *pair[1]))
-    return Int4Experts.of(*(torch.stack(each) for each in zip(*made, strict=True)))
-
-
-def _replace(parent: nn.Module, names: tuple[str, ...], group: int, convention: str) -> None:
-    for name in names:
-        weight = getattr(parent, name).weight
-        setattr(parent, name, Int4Linear.of(*quantize(weight, group, convention)))
-
-
-def _check_numbers(model: Llama4) -> None:
-    for name, weight in model.named_parameters():
-        if not (weight.is_meta or weight.isfinite().all()):
-            raise ValueError(f"{name} is not finite (NaN or infinity): it cannot be quantised.")
-
-
-def check_what(what: str) -> None:
-    if what not in WHAT:
-        raise ValueError(f"what = {what!r} is none of {', '.join(WHAT)}.")
-
-
-def check_groups(config, what: str, group: int) -> None:
-    """Every quantised weight's inputs must be whole groups, and every group whole words."""
-    c = config
-    inputs = {"width": c.width, "expert_hidden": c.expert_hidden}
-    if what != "experts":
-        inputs |= {"heads · head_width": c.heads * c.head_width}
-        if len(c.moe_layers) < c.layers:
-            inputs |= {"dense_hidden": c.dense_hidden}
-    if not (isinstance(group, int) and group > 0):
-        raise ValueError(f"group = {group!r} is not a number of weights.")
-    wrong = [f"{name} = {size}" for name, size in inputs.items() if size % group]
-    if group % PER_WORD or wrong:
-        told = ", ".join(wrong) or f"group = {group}, which is not a multiple of {PER_WORD}"
-        raise ValueError(f"Groups of {group} weights do not fit {told}: choose another group.")
-    if what == "all" and c.tied:
-        raise ValueError("The head is the embedding table in this model: quantise its blocks only.")
-
-
-def is_int4(model: nn.Module) -> bool:
-    """Is any part of this model in Int4?"""
-    return any(isinstance(part, Int4Linear | Int4Experts) for part in model.modules())
-
-
-def int4_bytes(model: nn.Module) -> int:
-    """Bytes of all packed weights and their scales."""
-    parts = [part for part in model.modules() if isinstance(part, Int4Linear | Int4Experts)]
-    return sum(t.nbytes for part in parts for t in part.buffers())

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from ..config import Llama4Config
 from ..model import Llama4
 from .int4 import GROUP
-from .int4_modules import Int4Experts, Int4Linear, quantize_model
+from .int4_modules import Int4Experts, Int4Linear
+from .quantize import quantize_model
 
 DEVIATION = 0.02  # of all weights; a nibble as drawn here has 4.2
 NIBBLE = 4.18

@@ -20,7 +20,7 @@ import torch
 
 import minillama4 as ml4
 from minillama4.checkpoint import hf_name
-from minillama4.serve.int4_modules import int4_bytes
+from minillama4.serve.quantize import int4_bytes
 
 SHARDS = 50  # as Scout is published
 

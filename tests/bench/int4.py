@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minillama4 import Llama4
-from minillama4.serve.int4_modules import quantize_model
+from minillama4.serve.quantize import quantize_model
 from minillama4.serve.static import StaticDecoder
 
 from .inference import Ours, Theirs, begin, write

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minillama4 import Llama4, Llama4Config
 from minillama4.serve.gguf import save_gguf
-from minillama4.serve.int4_modules import quantize_model
 from minillama4.serve.llamacpp import as_llamacpp
+from minillama4.serve.quantize import quantize_model
 
 from .inference import Ours, begin, write
 from .int4 import Fixed
