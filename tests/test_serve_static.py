@@ -108,9 +108,10 @@ needs_compiler = pytest.mark.skipif(
 def test_compiled_it_is_the_same_program_and_is_compiled_once():
     from torch._dynamo.utils import counters
 
-    model = quantize_model(model_of(torch.float32, layers=2, nope_every=2, **INT4), "all", group=32)
+    sizes = dict(layers=2, nope_every=2, max_length=1100, **INT4)
+    model = quantize_model(model_of(torch.float32, **sizes), "all", group=32)
     tokens = tokens_of(1, 5)
-    eager, compiled = (StaticDecoder(model, 1, 60, how=how) for how in ("eager", "compiled"))
+    eager, compiled = (StaticDecoder(model, 1, 1100, how=how) for how in ("eager", "compiled"))
     counters.clear()
     torch._dynamo.reset()
     for decoder in (eager, compiled):
@@ -120,6 +121,8 @@ def test_compiled_it_is_the_same_program_and_is_compiled_once():
         one, other = eager.step(token), compiled.step(token)
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
         token = one.argmax(-1)
+    compiled.write(token, 1000)
+    assert compiled.cache.lengths == (1055,)
     assert counters["stats"]["unique_graphs"] == 1
 
 
