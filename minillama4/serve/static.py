@@ -157,7 +157,7 @@ class StaticDecoder(StaticProgram):
         if self._graph is not None:
             self._graph.replay()
         else:
-            self._logits = self.program()
+            self._logits = self._run()
         self.cache.advance_by_one()
 
     def _prepare(self) -> None:
