@@ -95,7 +95,7 @@ class Int4Product:
 def product(linear: nn.Linear | Int4Linear, copy: bool) -> Product | Int4Product:
     if isinstance(linear, nn.Linear):
         return Product(turned(linear.weight, copy))
-    return Int4Product(linear.on_cpu if linear.can_run_on_cpu() else linear)
+    return Int4Product(linear.cpu_weight() if linear.can_run_on_cpu() else linear)
 
 
 def expert_products(experts: Experts | Int4Experts) -> tuple:

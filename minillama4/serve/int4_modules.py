@@ -92,8 +92,12 @@ class Int4Linear(Packed):
 
     def on_cpu(self, x: Tensor) -> Tensor:
         """x (n, in) of any dtype -> (n, out) bfloat16, through torch's Int4 kernel."""
+        return self.cpu_weight()(x)
+
+    def cpu_weight(self) -> CpuWeight:
+        """The weights as that kernel reads them, made when first asked for."""
         both = self.packed, self.scale
-        return self.laid_out(0, both, lambda: CpuWeight(*both))(x)
+        return self.laid_out(0, both, lambda: CpuWeight(*both))
 
 
 class Int4Experts(Packed):
