@@ -281,6 +281,9 @@ def test_a_text_that_fails_leaves_nothing_behind():
     assert ml4.complete(decoder, short, 20) == ml4.complete(model, short, 20)
     with pytest.raises(IndexError):
         ml4.complete(decoder, torch.tensor([[1, 2, 999]]), 8)
+    cut = patch.object(type(model.blocks[0]), "forward", side_effect=KeyboardInterrupt)
+    with cut, pytest.raises(KeyboardInterrupt):  # in the middle of a reading
+        ml4.complete(decoder, short, 8)
     with pytest.raises(RuntimeError, match="Nothing has been read"):
         decoder.step(torch.tensor([1]))
     assert ml4.complete(decoder, short, 20) == ml4.complete(model, short, 20)
