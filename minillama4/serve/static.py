@@ -33,8 +33,9 @@ PIECE = 32_768  # tokens of a prompt that are read at a time; a first piece need
 class StaticDecoder(StaticProgram):
     """Reads prompts through the model, and then one token a row by a fixed program.
 
-    rows: texts side by side; length: the most tokens of each, prompt included. how: "eager",
-    "compiled" (torch.compile) or "graph" (compiled and recorded as a CUDA graph; the default on a
+    rows: texts side by side; length: the most tokens of each, prompt included (without the Triton
+    kernels a step of NoPE layers looks at so many slots, used or not). how: "eager", "compiled"
+    (torch.compile) or "graph" (compiled and recorded as a CUDA graph; the default on a
     GPU). kernels: use the Triton kernels; by default on a GPU in 16 bits.
     It holds the weights as they were, joined or copied: after training, loading or quantising, make
     a new one (``read`` asks for it). ``copy`` and ``pickle`` leave out what was compiled.
@@ -209,7 +210,7 @@ def _stamps(model: Llama4) -> list[tuple]:
 
 def _tensors_alone(guards) -> list[bool]:
     """What a compiled step still asks each time: whether tensors have their types and shapes, and
-    torch its settings. Nothing else can change; asking it takes a seventh of a mini model's step.
+    torch its settings. Nothing else can change; asking it takes a tenth of a mini model's step.
     """
     return [guard.guard_type in ("TENSOR_MATCH", "GLOBAL_STATE") for guard in guards]
 
