@@ -1,5 +1,5 @@
-"""Saving: Hugging Face's layout, which transformers opens; Int4 weights as compressed-tensors has
-them, as vLLM does too. A folder is written beside its place first, and then takes it.
+"""Saving: Hugging Face's layout, which transformers and vLLM open; Int4 weights as compressed-tensors
+has them. A folder is written beside its place first, and then takes it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(model, new, shard_bytes)
+        # first, as it may refuse: before gigabytes are written
         _write_generation(model, new / GENERATION, before=folder / GENERATION)
+        _write(model, new, shard_bytes)
         _swap(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
