@@ -1,5 +1,5 @@
-"""Saving: Hugging Face's layout, which transformers and vLLM open; Int4 weights as compressed-tensors
-has them. A folder is written beside its place first, and then takes it.
+"""Saving: Hugging Face's layout, which transformers and vLLM open; Int4 weights as
+compressed-tensors has them. A folder is written beside its place first, and then takes it.
 """
 
 from __future__ import annotations
