@@ -82,7 +82,7 @@ class StaticDecoder(StaticProgram):
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
         """token (b,) -> logits (b, v), valid until the next step."""
-        self._make_room(1, token)
+        self._begin(1, token)
         self.token.copy_(token)
         self._advance()
         return self._logits
@@ -90,7 +90,7 @@ class StaticDecoder(StaticProgram):
     @torch.inference_mode()
     def write(self, token: Tensor, count: int) -> Tensor:
         """Greedy: feed ``token`` (b,) and then each most likely one; (b, count)."""
-        self._make_room(count, token)
+        self._begin(count, token)
         self.token.copy_(token)
         made = torch.empty(self.rows, count, dtype=torch.int64, device=self.token.device)
         for i in range(count):
@@ -134,7 +134,8 @@ class StaticDecoder(StaticProgram):
                 f"decoder was made, not {tuple(shape) or type(tokens).__name__}."
             )
 
-    def _make_room(self, count: int, token: Tensor) -> None:
+    def _begin(self, count: int, token: Tensor) -> None:
+        """Before ``count`` steps from token (b,): check both, and note that this decoder moves on."""
         if self.cache.lengths is None:
             raise RuntimeError("Nothing has been read yet: call read(prompt) first.")
         if token.shape != self.token.shape:
