@@ -135,7 +135,7 @@ class StaticDecoder(StaticProgram):
             )
 
     def _begin(self, count: int, token: Tensor) -> None:
-        """Before ``count`` steps from token (b,): check both, and note that this decoder moves on."""
+        """Before ``count`` steps from token (b,): check both, and note that the decoder moves."""
         if self.cache.lengths is None:
             raise RuntimeError("Nothing has been read yet: call read(prompt) first.")
         if token.shape != self.token.shape:
