@@ -23,6 +23,9 @@ KINDS = {
     "two experts": dict(top_k=2),
     "tied": dict(tied=True),
 }
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ["g++", "clang++", "cl"])), reason="torch.compile needs a compiler"
+)
 
 
 def decoded(decoder: StaticDecoder, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
@@ -67,6 +70,22 @@ def test_memory_does_not_grow_and_is_bounded_by_chunks():
     assert decoder.cache.bytes == before
 
 
+@pytest.mark.parametrize("how", ["eager", pytest.param("compiled", marks=needs_compiler)])
+def test_a_step_looks_at_what_is_written_and_at_nothing_else(how):
+    """So it takes no longer in a long cache; rows may stand at different places."""
+    model, tokens, mask = model_of(layers=2, nope_every=2), tokens_of(2, 9), torch.ones(2, 9)
+    mask[0, :5] = 0
+    decoder = StaticDecoder(model, 2, 40, how=how)
+    token = decoder.read(tokens, mask.bool()).argmax(-1)
+    expected = decoder.write(token, 12)
+    token = decoder.read(tokens, mask.bool()).argmax(-1)
+    nope = decoder.cache.layers[1]
+    nope.keys[:, :, 9 + 12 :] = nope.values[:, :, 9 + 12 :] = torch.nan
+    assert torch.equal(decoder.write(token, 12), expected)
+    nope.values[1, :, 9 + 11] = torch.nan  # the last one that was written
+    assert decoder.step(token)[1].isnan().all()
+
+
 INT4 = dict(width=64, head_width=16, heads=4, expert_hidden=64, dense_hidden=128)
 
 
@@ -98,11 +117,6 @@ def test_int4_through_the_gpus_kernels(changes, what):
     found = decoded(StaticDecoder(model.half(), 1, 12, how="eager", kernels=True), tokens, 6)
     apart = (found.float() - full).norm(dim=-1) / full.norm(dim=-1)
     assert 0 < apart.median() < 0.02
-
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ["g++", "clang++", "cl"])), reason="torch.compile needs a compiler"
-)
 
 
 @needs_compiler

@@ -33,10 +33,9 @@ PIECE = 32_768  # tokens of a prompt that are read at a time; a first piece need
 class StaticDecoder(StaticProgram):
     """Reads prompts through the model, and then one token a row by a fixed program.
 
-    rows: texts side by side; length: the most tokens of each, prompt included (without the Triton
-    kernels a step of NoPE layers looks at so many slots, used or not). how: "eager", "compiled"
-    (torch.compile) or "graph" (compiled and recorded as a CUDA graph; the default on a
-    GPU). kernels: use the Triton kernels; by default on a GPU in 16 bits.
+    rows: texts side by side; length: the most tokens of each, prompt included.
+    how: "eager", "compiled" (torch.compile) or "graph" (compiled and recorded as a CUDA graph; the
+    default on a GPU). kernels: use the Triton kernels; by default on a GPU in 16 bits.
     It holds the weights as they were, joined or copied: after training, loading or quantising, make
     a new one (``read`` asks for it). ``copy`` and ``pickle`` leave out what was compiled.
     ValueError for a model that was changed, or a length beyond its max_length.
@@ -49,8 +48,7 @@ class StaticDecoder(StaticProgram):
         if kernels is None:
             kernels = weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
         super().__init__(model, rows, length, kernels)
-        self.length, self.how = length, how
-        self._run, self._graph, self._logits = None, None, None
+        self.how, self._run, self._graph, self._logits = how, None, None, None
         self.moves = 0  # readings and steps so far: who writes a text can see another's
         self._made_of = _stamps(model)
 

@@ -49,6 +49,7 @@ class StaticProgram:
     def __init__(self, model: Llama4, rows: int, length: int, kernels: bool):
         c, weight = model.config, model.embed.weight
         self.model, self.config, self.kernels, self.rows = model, c, kernels, rows
+        self.length = length
         self.cache = KVCache(c)
         self.cache.reserve(rows, length, weight.dtype, weight.device)
         memories = zip(model.blocks, self.cache.layers, strict=True)
@@ -67,9 +68,10 @@ class StaticProgram:
         turn = angle.cos()[:, None, :, None], angle.sin()[:, None, :, None]
         heat = attention_temperature(position, c.floor_scale, c.attn_scale)[:, None, None]
         x = F.embedding(self.token, self.model.embed.weight)
+        written = self.written()
         for layer in self.layers:
             q, k, v = self.before(layer, x, turn, heat)
-            x = self.after(layer, x, self.look(layer, q, k, v))
+            x = self.after(layer, x, self.look(layer, q, k, v, written))
         logits = self.end(x)
         self.token.copy_(logits.argmax(-1))
         self.position.add_(1)
@@ -88,7 +90,17 @@ class StaticProgram:
         q, k = qk[:, : c.heads], qk[:, c.heads :]
         return (q * heat).to(x.dtype) if layer.temperature else q, k, v
 
-    def look(self, layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def written(self) -> int | None:
+        """How many slots of a NoPE layer hold a token after this step. A GPU is not asked: the CPU
+        would wait for its answer, and a recorded graph could not."""
+        if self.position.is_cuda:
+            return None
+        count = self.position.max().item() + 1
+        torch._check(count >= 1)  # for the compiler, which leaves the number open
+        torch._check(count <= self.length)
+        return count
+
+    def look(self, layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, written) -> Tensor:
         """Remember k and v, and attend to all that may be seen; (b, h, d)."""
         slot = self.position if layer.chunk is None else self.position % layer.chunk
         layer.keys[self.row, :, slot], layer.values[self.row, :, slot] = k, v
@@ -96,7 +108,8 @@ class StaticProgram:
             from .gpu_ops import decode_attention
 
             return decode_attention(q.contiguous(), layer.keys, layer.values, slot)
-        return attend_masked(q, layer.keys, layer.values, slot)
+        upto = written if layer.chunk is None else None
+        return attend_masked(q, layer.keys[:, :, :upto], layer.values[:, :, :upto], slot)
 
     def after(self, layer: StaticLayer, x: Tensor, seen: Tensor) -> Tensor:
         """What attention has read, then the experts; (b, m)."""
