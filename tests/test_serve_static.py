@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+from collections import Counter
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +12,7 @@ import torch._dynamo
 
 import minillama4 as ml4
 from minillama4.explore.steer import off, steer
+from minillama4.serve import static
 from minillama4.serve.decoder import Decoder
 from minillama4.serve.quantize import quantize_model
 from minillama4.serve.static import StaticDecoder
@@ -140,6 +142,30 @@ def test_compiled_it_is_the_same_program_and_is_compiled_once():
         compiled.write(token, 1000)
     assert compiled.cache.lengths == (1055,)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@needs_compiler
+def test_a_compiled_step_asks_tensors_and_settings_alone():
+    """The rest cannot change: constants of the decoder, and functions and modules."""
+    asked, left_out = Counter(), set()
+
+    def watch(guards):
+        kept = tensors_alone(guards)
+        for guard, keep in zip(guards, kept, strict=True):
+            asked.update([guard.guard_type] * keep)
+            if not keep and guard.name.startswith("G["):
+                left_out.add(guard.guard_type)
+        return kept
+
+    tensors_alone = static._tensors_alone
+    decoder = StaticDecoder(model_of(layers=2, nope_every=2), 1, 40, how="compiled")
+    decoder.read(tokens_of(1, 5))
+    with patch.object(static, "_tensors_alone", watch):
+        decoder.write(torch.tensor([1]), 3)
+    assert set(asked) == {"TENSOR_MATCH", "GLOBAL_STATE"}
+    assert asked["TENSOR_MATCH"] >= 2 * 8  # weights, cache, token, position
+    code = {"MODULE_MATCH", "BUILTIN_MATCH", "CLOSURE_MATCH", "DUPLICATE_INPUT"}
+    assert code & left_out and left_out <= code  # of globals
 
 
 @needs_compiler
