@@ -5,14 +5,18 @@ shared/facts beside the checkout, and are skipped where it is not.
 """
 
 import base64
+import json
 import os
+import random
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillama4.data.bpe_training import train
+from minillama4.data.sources import DOMAINS, documents
 from minillama4.data.tokenizer import SHIPPED, TokenizerError, load_tokenizer
 from minillama4.data.vocabulary import ROLES, llama4_special_tokens
 
@@ -86,6 +90,28 @@ def test_part_of_a_character_and_ids_outside(tokenizer):
             tokenizer.decode([outside])
     with pytest.raises(UnicodeEncodeError):
         tokenizer.encode("\ud800")
+
+
+def from_definition(tokenizer):
+    rebuilt = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.definition()))
+    rebuilt.encode_special_tokens = True
+    return rebuilt
+
+
+def test_the_definition_gives_the_same_ids_and_text(tokenizer):
+    """The real one, whose file has no merges, too: whole words, rare letters, no word at all."""
+    rebuilt = from_definition(tokenizer)
+    assert rebuilt.get_vocab_size() == tokenizer.vocab_size
+    draw = random.Random(0)
+    letters = "aAbcdeéß日本語 שלום\n\t 0123'sẞ🎉👩‍.,;:/\\\r()[]{}<>|"
+    noise = ["".join(draw.choices(letters, k=draw.randint(1, 30))) for _ in range(2000)]
+    texts = [next(documents(name, "validation", seed=0)) for name in DOMAINS]
+    for text in [*SAMPLES, *noise, *texts]:
+        ids = rebuilt.encode(text, add_special_tokens=False).ids
+        assert ids == tokenizer.encode(text), text
+        assert rebuilt.decode(ids) == text
+    for name, token in tokenizer.special.items():
+        assert rebuilt.token_to_id(name) == token
 
 
 # ---- the small one ----

@@ -15,13 +15,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 import minillama4 as ml4
 from minillama4 import Llama4, Llama4Config, RopeScaling
-from minillama4.data.tokenizer import JsonTokenizer
+from minillama4.data.tokenizer import JsonTokenizer, TokenizerError
 from minillama4.data.vocabulary import split_pattern
 from minillama4.model.rope import rope_frequencies
 from minillama4.serve import gguf as module
 from minillama4.serve.gguf import KINDS, save_gguf, tensors
 from minillama4.serve.llamacpp import GGUFError, as_llamacpp, llamacpp_length, vocabulary
 from minillama4.serve.quantize import quantize_model
+from tests.test_data_tokenizer import REAL, needs_real
 
 TOKENIZER = ml4.load_tokenizer()
 SCOUT = Llama4Config.nano(vocab_size=64, patch_token=63)
@@ -178,6 +179,26 @@ def test_the_tokenizer_is_in_the_file(tmp_path):
         assert bpe(text, names, found["merges"]) == TOKENIZER.encode(text)
 
 
+def test_what_ends_a_text_can_be_chosen(tmp_path):
+    """Texts of the mini models end where the next one begins."""
+    model = make(SCOUT.replace(vocab_size=TOKENIZER.vocab_size))
+    save_gguf(model, tmp_path / "model.gguf", TOKENIZER, stop=TOKENIZER.begin)
+    found = fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    assert found["tokenizer.ggml.eos_token_id"] == TOKENIZER.begin
+    with pytest.raises(ValueError, match="stop names 2048"):
+        save_gguf(model, tmp_path / "other.gguf", TOKENIZER, stop=2048)
+
+
+@needs_real
+def test_metas_vocabulary_fits_too():
+    """Its file lists no merges, and cuts digits by threes."""
+    real = ml4.load_tokenizer(REAL)
+    names, kinds, merges = vocabulary(real, real.vocab_size)
+    assert len(names) == len(kinds) == 202_048 and kinds.count(3) == 2_048
+    text = "naïve “quotes”\n\n\t— 1234567"
+    assert bpe(text, names, merges) == real.encode(text)
+
+
 def bpe(text, names, merges):
     """Byte-pair merges of what the file says, on text cut as for "llama4"."""
     pairs = [tuple(merge.split(" ")) for merge in merges]
@@ -282,9 +303,9 @@ def test_vision_changed_parts_and_missing_weights_are_refused(tmp_path):
 
 
 def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused(monkeypatch, tmp_path):
-    with pytest.raises(GGUFError, match="has 2,048 tokens, the model 64"):
+    with pytest.raises(TokenizerError, match="has 2,048 tokens, the model 64"):
         save_gguf(make(SCOUT), tmp_path / "model.gguf", TOKENIZER)
-    with pytest.raises(GGUFError, match=r"llama.cpp's own converter"):
+    with pytest.raises(TypeError, match=r"one of ml4\.load_tokenizer, not a object"):
         vocabulary(object(), 2048)
     whole = TOKENIZER.definition()
 

@@ -8,46 +8,62 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.tokenizer import Tokenizer, check_fits
 from ..model import Llama4
+from ..serve.generate import stop_tokens
 from ..serve.int4 import PER_WORD
 from ..serve.int4_modules import Int4Experts, Int4Linear
 from ..serve.quantize import is_int4
+from .beside import GENERATION, write_generation, write_tokenizer
 from .errors import CheckpointError, some
 from .hugging_face import INDEX, SINGLE
 from .names import PACKED, expert_names, hf_name, linear_name, linears
 from .packing import write_packing
 
-GENERATION = "generation_config.json"
 OURS = re.compile(
     r"(generation_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 )
 
 
 def save(
-    model: Llama4, folder: str | Path, shard_bytes: int = 5 * 10**9, overwrite: bool = False
+    model: Llama4,
+    folder: str | Path,
+    shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+    tokenizer: Tokenizer | None = None,
+    stop: int | Iterable[int] | None = None,
 ) -> None:
     """Write ``model`` to ``folder``, whole or not at all: transformers and vLLM open it.
 
     More than ``shard_bytes`` of weights become several files with an index. FileExistsError if
     the folder already holds a model and ``overwrite`` is False; its other files are kept.
-    Ids that end a text belong into generation_config.json: beside it, config.json's are not asked.
+    tokenizer: written beside the weights, so that others can go from text to text.
+    stop: ids that end a text (the tokenizer's stop_ids), which generation_config.json names.
+    CheckpointError, TokenizerError or ValueError for what could not be read back or does not fit.
     """
     folder = Path(folder).resolve()  # a link stays a link: its target is replaced
     _check_savable(model)
+    if tokenizer is not None:
+        check_fits(tokenizer, model.config.vocab_size)
+    if stop is None:
+        stop = () if tokenizer is None else tokenizer.stop_ids
+    stops = stop_tokens(stop, model.config).tolist()
     if (folder / "config.json").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a model already: pass overwrite=True to replace it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         # first, as it may refuse: before gigabytes are written
-        _write_generation(model, new / GENERATION, before=folder / GENERATION)
+        write_generation(model.config, new / GENERATION, folder / GENERATION, stops)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, new, model.config, stops)
         _write(model, new, shard_bytes)
         _swap(new, folder)
     finally:
@@ -134,21 +150,6 @@ def _write(model: Llama4, folder: Path, shard_bytes: int) -> None:
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _write_generation(model: Llama4, file: Path, before: Path) -> None:
-    """vLLM asks this file, and not config.json, whether NoPE layers have their temperature; where
-    it says nothing, only texts made for over 32,768 tokens get one. What else it says stays."""
-    said = {}
-    if before.exists():
-        try:
-            said = json.loads(before.read_text(encoding="utf-8-sig"))
-        except (ValueError, OSError):
-            said = None
-        if not isinstance(said, dict):
-            raise CheckpointError(f"{before} holds no settings in JSON: remove it first.")
-    said["attn_temperature_tuning"] = model.config.temperature
-    file.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-
-
 def _plan(model: Llama4, shard_bytes: int) -> list[dict[str, Tensor]]:
     """Tensors by published name, in shards of at most ``shard_bytes`` (or of one tensor)."""
     shards, room = [{}], shard_bytes
@@ -175,7 +176,7 @@ def _swap(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     for other in list(old.iterdir()):
-        if not OURS.fullmatch(other.name):
+        if not (OURS.fullmatch(other.name) or (folder / other.name).exists()):
             other.rename(folder / other.name)
     shutil.rmtree(old)
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
 from minillama4.data.sources import DOMAINS, documents
-from minillama4.data.vocabulary import ROLES, split_pattern
+from minillama4.data.tokenizer_json import byte_level
+from minillama4.data.vocabulary import ROLES
 from minillama4.files import written_whole
 
 README = """# The small vocabulary
@@ -44,14 +45,7 @@ def train(folder: Path, vocab_size: int, characters: int, seed: int) -> None:
     base = vocab_size - len(ROLES)
     if base < len(alphabet):
         raise ValueError(f"vocab_size must be at least {len(alphabet) + len(ROLES)}")
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split_pattern(digits=r"\p{N}")), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    model.decoder = decoders.ByteLevel()
+    model = byte_level(models.BPE(), digits=r"\p{N}")
     trainer = trainers.BpeTrainer(
         vocab_size=base, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
     )

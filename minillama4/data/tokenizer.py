@@ -19,6 +19,7 @@ from pathlib import Path
 import tokenizers
 
 from minillama4.data.shipped import FOLDER
+from minillama4.data.tokenizer_json import byte_alphabet, from_tokens
 from minillama4.data.vocabulary import (
     BASE_SIZE,
     ROLES,
@@ -55,6 +56,10 @@ class Tokenizer(ABC):
 
         Raises UnicodeEncodeError for a lone surrogate, which no bytes stand for.
         """
+
+    @abstractmethod
+    def definition(self) -> dict:
+        """The whole of a `tokenizer.json`: tokens, merges, how text is cut. For exports."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
@@ -114,7 +119,6 @@ class JsonTokenizer(Tokenizer):
         return self._model.encode(text, add_special_tokens=False).ids
 
     def definition(self) -> dict:
-        """The whole tokenizer.json: merges, special tokens, how text is cut. For exports."""
         return json.loads(self._model.to_str())
 
 
@@ -122,7 +126,7 @@ def _byte_table(path: Path, vocabulary: dict[str, int], special: dict[str, int])
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise TokenizerError(f"{path}: ids do not count from 0 to {len(vocabulary) - 1}")
     names = sorted(vocabulary, key=vocabulary.__getitem__)
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     try:
         return [
             name.encode() if name in special else bytes(alphabet[character] for character in name)
@@ -130,18 +134,6 @@ def _byte_table(path: Path, vocabulary: dict[str, int], special: dict[str, int])
         ]
     except KeyError as error:
         raise TokenizerError(f"{path} is not byte-level: it holds {error}") from None
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The letter that byte-level vocabularies write for each byte, as GPT-2 set it.
-
-    Printable bytes stand for themselves; the others take the letters from U+0100 on, in order.
-    """
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {
-        chr(0x100 + position): byte for position, byte in enumerate(hidden)
-    }
 
 
 # ---- the real vocabulary: Meta's tokenizer.model ----
@@ -166,6 +158,10 @@ class Llama4Tokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         text.encode("utf-8")  # tiktoken would replace a lone surrogate in silence
         return [i for part in _slices(text) for i in self._model.encode_ordinary(part)]
+
+    def definition(self) -> dict:
+        """It takes seconds: 439,802 pairs of tokens make another."""
+        return json.loads(from_tokens(self._token_bytes[:BASE_SIZE], self.special).to_str())
 
 
 def _read_ranks(path: Path) -> list[bytes]:
@@ -229,3 +225,16 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         )
         raise FileNotFoundError(f"no vocabulary at {file}; {hint}")
     return JsonTokenizer(file) if file.suffix == ".json" else Llama4Tokenizer(file)
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """TypeError for what is no tokenizer of ours, TokenizerError for one of another model."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(
+            f"tokenizer must be one of ml4.load_tokenizer, not a {type(tokenizer).__name__}."
+        )
+    if tokenizer.vocab_size != vocab_size:
+        raise TokenizerError(
+            f"The tokenizer has {tokenizer.vocab_size:,} tokens, the model {vocab_size:,}: take "
+            "the tokenizer that it was trained with."
+        )

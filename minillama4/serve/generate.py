@@ -62,7 +62,7 @@ def generate(
     model = model.model if decoder else model
     _check_model(model, max_new_tokens)
     sampling = Sampling(temperature, top_k, top_p)
-    stops = _stops(stop, model.config)
+    stops = stop_tokens(stop, model.config)
     tokens, mask = _batch(tokens, attention_mask, model)
     kept = _cache(cache, decoder, model.config)
     _check_room(given, kept, tokens, mask, max_new_tokens)
@@ -172,7 +172,8 @@ def _check_model(model, count) -> None:
         raise ValueError(f"max_new_tokens must be a whole number from 1 on, not {count!r}.")
 
 
-def _stops(stop: int | Iterable[int], config: Llama4Config) -> Tensor:
+def stop_tokens(stop: int | Iterable[int], config: Llama4Config) -> Tensor:
+    """The ids that end a row, as one or several were given; ValueError for what is none."""
     ids = [stop] if is_count(stop) else list(stop)
     for token in ids:
         if not (is_count(token) and 0 <= token < config.vocab_size):

@@ -27,6 +27,7 @@ from ..data.tokenizer import Tokenizer
 from ..files import written_whole
 from ..model import Llama4
 from ..model.rope import rope_frequencies
+from .generate import stop_tokens
 from .llamacpp import NO_QK_NORM, GGUFError, differences, llamacpp_length, vocabulary
 
 KINDS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}  # GGUF's number for such a file
@@ -53,16 +54,20 @@ def save_gguf(
     tokenizer: Tokenizer | None = None,
     kind: str = "f32",
     overwrite: bool = False,
+    stop: int | None = None,
 ) -> None:
     """Write ``model`` to ``file``, whole or not at all, with one tensor in memory at a time.
 
     kind: how matrices are stored, a name in KINDS; norms and routers are float32 always. q8_0 and
     q4_0 keep 8 or 4 bits a weight and one scale for 32 of them. Without a tokenizer the file takes
-    and gives token ids. GGUFError for what the format cannot hold; FileExistsError unless
-    ``overwrite``; ImportError without the package gguf.
+    and gives token ids; stop: the id that ends a text there (the tokenizer's end). GGUFError for
+    what the format cannot hold, TokenizerError for another model's tokenizer, FileExistsError
+    unless ``overwrite``; ImportError without the package gguf.
     """
     gguf, file = _package(), Path(file)
     check_exportable(model, kind)
+    if stop is not None:
+        stop_tokens(stop, model.config)  # a ValueError if it is none
     words = None if tokenizer is None else vocabulary(tokenizer, model.config.vocab_size)
     if file.exists() and not overwrite:
         raise FileExistsError(f"{file} is there already: pass overwrite=True to replace it.")
@@ -70,7 +75,7 @@ def save_gguf(
         writer = gguf.GGUFWriter(part, "llama4")
         try:
             _add_sizes(writer, model.config, kind)
-            _add_vocabulary(writer, words, tokenizer)
+            _add_vocabulary(writer, words, tokenizer, stop)
             for name, tensor in tensors(model):
                 _announce(writer, name, tensor, _kind_of(name, tensor, kind))
             writer.write_header_to_file(part)
@@ -136,7 +141,7 @@ def _add_sizes(writer, config: Llama4Config, kind: str) -> None:
     writer.add_string("minillama4.config", json.dumps(c.to_hf()))
 
 
-def _add_vocabulary(writer, words, tokenizer: Tokenizer | None) -> None:
+def _add_vocabulary(writer, words, tokenizer: Tokenizer | None, stop: int | None) -> None:
     if words is None:
         writer.add_tokenizer_model("none")
         return
@@ -148,7 +153,7 @@ def _add_vocabulary(writer, words, tokenizer: Tokenizer | None) -> None:
     writer.add_token_merges(merges)
     writer.add_add_bos_token(True)  # texts begin with it, in training as in Llama 4
     writer.add_bos_token_id(tokenizer.begin)
-    writer.add_eos_token_id(tokenizer.end)
+    writer.add_eos_token_id(tokenizer.end if stop is None else stop)
     writer.add_eom_token_id(tokenizer.special["<|eom|>"])
     writer.add_eot_token_id(tokenizer.special["<|eot|>"])
     writer.add_pad_token_id(tokenizer.pad)

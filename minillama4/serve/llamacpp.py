@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator
 
 from ..config import Llama4Config
-from ..data.tokenizer import JsonTokenizer, Tokenizer
+from ..data.tokenizer import Tokenizer, check_fits
 from ..data.vocabulary import split_pattern
 
 CHUNK, FLOOR_SCALE, ATTN_SCALE, NOPE_EVERY = 8192, 8192, 0.1, 4
@@ -90,18 +90,9 @@ def differences(config: Llama4Config) -> Iterator[str]:
 def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int], list[str]]:
     """Names by id in the byte alphabet, their kinds, and the merges as "left right", best first.
 
-    GGUFError if llama.cpp would give other ids, or if there are not ``size`` tokens.
+    GGUFError if llama.cpp would give other ids, TokenizerError if there are not ``size`` tokens.
     """
-    if not isinstance(tokenizer, JsonTokenizer):
-        raise GGUFError(
-            f"A {type(tokenizer).__name__} has no list of merges, which GGUF wants: save the model "
-            "with ml4.save and use llama.cpp's own converter, or export without a tokenizer."
-        )
-    if tokenizer.vocab_size != size:
-        raise GGUFError(
-            f"The tokenizer has {tokenizer.vocab_size:,} tokens, the model {size:,}: export the "
-            "model with the tokenizer that it was trained with."
-        )
+    check_fits(tokenizer, size)
     definition = tokenizer.definition()
     ids = definition["model"]["vocab"] | {t["content"]: t["id"] for t in definition["added_tokens"]}
     names = sorted(ids, key=ids.__getitem__)

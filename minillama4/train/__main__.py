@@ -104,12 +104,15 @@ def run(args: argparse.Namespace) -> None:
         more = {"about": about, "loss": balanced.loss, "after": recorder if is_main() else None}
         history = train(model, batches, settings, validate=validate, folder=args.out, **more)
     if is_main():
-        finish(model.to(DTYPES[args.save_dtype]), history, validate, args)
+        model = model.to(DTYPES[args.save_dtype])
+        # in the training text a document ends where the next one begins
+        ends = dict(tokenizer=tokenizer, stop=tokenizer.begin)
+        ml4.save(model, args.out / "model", overwrite=True, **ends)
+        finish(history, validate, args)
 
 
-def finish(model, history: list[dict], validate, args: argparse.Namespace) -> None:
-    """Save the model as it will be used, with its losses measured after rounding to its dtype."""
-    ml4.save(model, args.out / "model", overwrite=True)
+def finish(history: list[dict], validate, args: argparse.Namespace) -> None:
+    """Keep the history, with the losses of the saved model, after rounding to its dtype."""
     with torch.no_grad():
         held_out = validate(ml4.load(args.out / "model", dtype=torch.float32, device=args.device))
     made = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
