@@ -401,10 +401,24 @@ def test_on_arrival_is_after_loading_bit_for_bit(tmp_path, kind, scheme, layout,
     assert kinds == {Int4Experts} and is_int4(found)
 
 
+@pytest.mark.parametrize("kind", ["scout", "maverick"])
+@pytest.mark.parametrize("scheme", ["int4", "w4a16", "int4-blocks", "int4-all"])
+def test_what_a_folder_has_packed_stays_and_the_rest_is_quantised(tmp_path, kind, scheme):
+    ml4.save(quantize_model(model_of(kind, torch.bfloat16), group=64), tmp_path)
+    found = ml4.load(tmp_path, quantize=scheme)
+    equal(
+        found, quantize_model(model_of(kind, torch.bfloat16), reading_file.QUANTIZE[scheme][0], 64)
+    )
+    ml4.save(found, tmp_path, overwrite=True)
+    for less in (None, "int4", scheme):  # nothing is left to do
+        equal(ml4.load(tmp_path, quantize=less), found)
+
+
 def test_packed_files_are_not_quantised_twice(tmp_path):
     ml4.save(quantize_model(model_of(dtype=torch.bfloat16), group=64), tmp_path)
-    with pytest.raises(ValueError, match="in Int4 already"):
-        ml4.load(tmp_path, quantize="int4")
+    for how in (dict(quantize="int4-meta"), dict(quantize="int4-blocks", group=128)):
+        with pytest.raises(ValueError, match=r"in groups of 64: other scales would need"):
+            ml4.load(tmp_path, **how)
     with pytest.raises(ValueError, match="not known: use one of"):
         ml4.load(tmp_path, quantize="int8")
 

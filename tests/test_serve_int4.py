@@ -404,6 +404,17 @@ def test_a_weight_that_is_no_number_is_told_before_anything_is_replaced(mini):
     assert not is_int4(model)
 
 
+def test_more_can_be_quantised_later_and_nothing_twice(mini):
+    steps = copy.deepcopy(mini).requires_grad_(False)
+    for what in WHAT:
+        quantize_model(steps, what)
+        at_once = quantize_model(copy.deepcopy(mini).requires_grad_(False), what)
+        pairs = zip(steps.state_dict().items(), at_once.state_dict().items(), strict=True)
+        assert all(name == other and torch.equal(x, y) for (name, x), (other, y) in pairs)
+        with pytest.raises(ValueError, match="in Int4 already"):
+            quantize_model(steps, what)
+
+
 def test_what_cannot_be_quantised_is_told(mini):
     with pytest.raises(ValueError, match="none of experts, blocks, all"):
         quantize_model(copy.deepcopy(mini), "router")

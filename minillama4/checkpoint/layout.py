@@ -19,6 +19,7 @@ from ..config import Llama4Config
 from ..model import Llama4
 from .errors import CheckpointError, some
 from .names import EXPERTS
+from .packing import Packing
 from .parts import Part, Stored, corner
 
 Key = tuple[int, str]  # shard, and the name of a tensor in it
@@ -30,6 +31,7 @@ class Layout(AbstractContextManager, ABC):
 
     config: Llama4Config
     headers: dict[Key, Stored]
+    packing: Packing | None = None  # which of its Linears are in Int4
     ignored = re.compile(r"(?!)")  # names that may be there and are not needed: here, none
 
     def __init__(self, folder: Path):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..model import Llama4
 from ..serve.int4 import GROUP, PER_WORD, quantize
-from ..serve.quantize import is_int4, quantize_model
+from ..serve.quantize import quantize_model, unquantised
 from .errors import CheckpointError
 from .hugging_face import INDEX, SINGLE, HuggingFace
 from .layout import Layout
@@ -39,15 +39,16 @@ def load(
     dtype: torch.dtype | None = None,
     device="cpu",
     quantize: str | None = None,
-    group: int = GROUP,
+    group: int | None = None,
 ) -> Llama4:
     """The model in ``folder``: Hugging Face's layout, plain or packed Int4, or Meta's own.
 
     dtype None keeps the file's own; packed weights and their scales stay as they are.
     quantize: "int4" (or "w4a16") turns routed and shared experts into Int4 as they arrive,
     "int4-meta" with Meta's scales, "int4-blocks" attention and dense layers too, "int4-all" also
-    the head; group: weights that share a scale. Equal, bit for bit, to ``quantize_model`` after
-    loading, but the whole is never there.
+    the head; what a folder has in Int4 already stays as it is. group: weights that share a scale
+    (those of the folder, or 128). Equal, bit for bit, to ``quantize_model`` after loading, but the
+    whole is never there.
 
     Tensors come one by one and experts too: host memory holds less than 0.5 GB above the result.
     FileNotFoundError or CheckpointError before anything large is read.
@@ -59,14 +60,28 @@ def load(
         stored.check(plain)
         model = plain
         if what is not None:
-            if is_int4(plain):
-                raise ValueError(f"{folder} is in Int4 already: load it without quantize.")
-            model = quantize_model(stored.skeleton(), what[0], group, what[1])
+            model, group = _quantised(stored, plain, what, group)
         state = Arrival(stored, dtype, device, group, what and what[1]).receive(plain, model)
     model.load_state_dict(state, strict=False, assign=True)
     if stored.config.tied:
         model.head.weight = model.embed.weight
     return model
+
+
+def _quantised(stored: Layout, plain: Llama4, what, group: int | None) -> tuple[Llama4, int]:
+    """The model that is wanted, with shapes alone, and the size of its groups."""
+    if packing := stored.packing:
+        if what[1] == "meta" or group not in (None, packing.group):
+            raise ValueError(
+                f"{stored.folder} is packed with compressed-tensors' scales, in groups of "
+                f"{packing.group}: other scales would need the original weights."
+            )
+        group = packing.group
+    group = GROUP if group is None else group
+    wanted = stored.skeleton()
+    if unquantised(wanted, what[0]):
+        wanted = quantize_model(wanted, what[0], group, what[1])
+    return wanted, group
 
 
 def open_folder(folder: Path) -> Layout:

@@ -26,28 +26,42 @@ WHAT = ("experts", "blocks", "all")
 def quantize_model(
     model: Llama4, what: str = "experts", group: int = GROUP, convention="compressed-tensors"
 ) -> Llama4:
-    """Replace weights by Int4 ones, in place, a layer at a time; returns the same model.
+    """Replace weights by Int4 ones, in place, part by part; returns the same model.
 
     what: "experts" (routed and shared), "blocks" (also attention and dense layers) or "all" (also
-    the head). ValueError for another word, sizes that groups do not divide, or a model that is
-    quantised already: rounding twice would lose twice.
+    the head). What is in Int4 already stays as it is: rounding twice would lose twice. ValueError
+    for another word, sizes that groups do not divide, or a model with nothing left to quantise.
     """
     check_what(what)
-    if is_int4(model):
+    parts = unquantised(model, what)
+    if not parts:
         raise ValueError("This model is in Int4 already: load the original weights again.")
     check_groups(model.config, what, group)
     _check_numbers(model)  # now, not when half of the layers are done
-    for block in tqdm(model.blocks, desc="quantising", leave=False):
-        if isinstance(block.ffn, MoE):
-            block.ffn.experts = quantize_experts(block.ffn.experts, group, convention)
-            _replace(block.ffn.shared, ("gate", "up", "down"), group, convention)
-        elif what != "experts":
-            _replace(block.ffn, ("gate", "up", "down"), group, convention)
-        if what != "experts":
-            _replace(block.attention, ("q", "k", "v", "o"), group, convention)
-    if what == "all":
-        _replace(model, ("head",), group, convention)
+    for parent, name in tqdm(parts, desc="quantising", leave=False):
+        part = getattr(parent, name)
+        if isinstance(part, Experts):
+            new = quantize_experts(part, group, convention)
+        else:
+            new = Int4Linear.of(*quantize(part.weight, group, convention))
+        setattr(parent, name, new)
     return model
+
+
+def unquantised(model: Llama4, what: str) -> list[tuple[nn.Module, str]]:
+    """(parent, name) of each part that ``what`` asks for and that is not in Int4 yet."""
+    parts: list[tuple[nn.Module, str]] = []
+    for block in model.blocks:
+        if isinstance(block.ffn, MoE):
+            parts += [(block.ffn, "experts")]
+            parts += [(block.ffn.shared, name) for name in ("gate", "up", "down")]
+        elif what != "experts":
+            parts += [(block.ffn, name) for name in ("gate", "up", "down")]
+        if what != "experts":
+            parts += [(block.attention, name) for name in ("q", "k", "v", "o")]
+    if what == "all":
+        parts += [(model, "head")]
+    return [each for each in parts if isinstance(getattr(*each), Experts | nn.Linear)]
 
 
 def quantize_experts(experts: Experts, group: int, convention: str) -> Int4Experts:
@@ -62,12 +76,6 @@ def quantize_experts(experts: Experts, group: int, convention: str) -> Int4Exper
         pair = quantize(gate_up.T, group, convention), quantize(down.T, group, convention)
         made.append((*pair[0], *pair[1]))
     return Int4Experts.of(*(torch.stack(each) for each in zip(*made, strict=True)))
-
-
-def _replace(parent: nn.Module, names: tuple[str, ...], group: int, convention: str) -> None:
-    for name in names:
-        weight = getattr(parent, name).weight
-        setattr(parent, name, Int4Linear.of(*quantize(weight, group, convention)))
 
 
 def _check_numbers(model: Llama4) -> None:
