@@ -16,6 +16,7 @@ from minillama4.data.text import DOMAINS, Corpus, documents
 from minillama4.serve.gguf import save_gguf
 from minillama4.serve.llamacpp import as_llamacpp, llamacpp_length
 from tests.bench.llamacpp import LlamaCpp
+from tests.test_data_tokenizer import REAL, needs_real
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: see start.py")
 pytestmark = pytest.mark.llamacpp
@@ -169,6 +170,30 @@ def vocabulary(scout, tmp_path_factory):
     file = tmp_path_factory.mktemp("gguf") / "model.gguf"
     save_gguf(scout, file, TOKENIZER)
     return llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+
+
+def test_it_stops_by_itself_where_a_text_ends(scout, tmp_path):
+    """In the training text of the mini models, that is where the next one begins."""
+    prompt = [TOKENIZER.begin, *TOKENIZER.encode("12 + 30 =")]
+    save_gguf(scout, tmp_path / "model.gguf", TOKENIZER, stop=TOKENIZER.begin)
+    there = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=128, verbose=False)
+    (ours,) = ml4.complete(scout, prompt, 100, stop=TOKENIZER.begin)
+    assert ours[-1] == TOKENIZER.begin and len(ours) < 100
+    said = there.create_completion("12 + 30 =", max_tokens=100, temperature=0)
+    assert said["choices"][0]["text"] == TOKENIZER.decode(ours[:-1])
+    assert said["choices"][0]["finish_reason"] == "stop"
+
+
+@needs_real
+def test_metas_vocabulary_has_the_same_ids(tmp_path):
+    """Whose merges are found again from its tokens."""
+    real = ml4.load_tokenizer(REAL)
+    model = random_model(NANO.replace(vocab_size=real.vocab_size, width=32))
+    save_gguf(model, tmp_path / "model.gguf", real, kind="q4_0")
+    there = llama_cpp.Llama(str(tmp_path / "model.gguf"), vocab_only=True, verbose=False)
+    texts = [text for name in DOMAINS for text in itertools.islice(documents(name, "train", 0), 20)]
+    for text in [*texts, "naïve “quotes”\n\n\t— 1234567 日本語 🎉👩‍👩‍👧 <|eot|>"]:
+        assert ids(there, text) == real.encode(text)
 
 
 def ids(vocabulary, text):
