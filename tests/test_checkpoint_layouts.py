@@ -406,9 +406,8 @@ def test_on_arrival_is_after_loading_bit_for_bit(tmp_path, kind, scheme, layout,
 def test_what_a_folder_has_packed_stays_and_the_rest_is_quantised(tmp_path, kind, scheme):
     ml4.save(quantize_model(model_of(kind, torch.bfloat16), group=64), tmp_path)
     found = ml4.load(tmp_path, quantize=scheme)
-    equal(
-        found, quantize_model(model_of(kind, torch.bfloat16), reading_file.QUANTIZE[scheme][0], 64)
-    )
+    what, _ = reading_file.QUANTIZE[scheme]
+    equal(found, quantize_model(model_of(kind, torch.bfloat16), what, 64))
     ml4.save(found, tmp_path, overwrite=True)
     for less in (None, "int4", scheme):  # nothing is left to do
         equal(ml4.load(tmp_path, quantize=less), found)
@@ -525,6 +524,25 @@ def test_metas_shards_are_given_back_as_they_are_read(tmp_path, quantize):
     assert found["held"] > (0.06e9 if quantize else 0.2e9)
 
 
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+@pytest.mark.parametrize("quantize", ["int4", None])
+def test_weights_that_are_all_zero_are_told_once(tmp_path, layout, quantize, recwarn):
+    """As in a file that was given its full length before its content came."""
+    model = model_of(dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.blocks[1].ffn.experts.down[1:3] = 0
+    ml4.save(model, tmp_path) if layout == "hf" else write_meta(model, tmp_path, 2)
+    ml4.load(tmp_path, quantize=quantize, group=64)
+    (said,) = [str(one.message) for one in recwarn if "zeros" in str(one.message)]
+    assert re.match(r"blocks\.1\.ffn\.experts\.down, expert 1, holds nothing but zeros", said)
+    assert ("model.safetensors" if layout == "hf" else "consolidated.0") in said
+    recwarn.clear()
+    ml4.save(model_of(dtype=torch.bfloat16), tmp_path / "whole")
+    ml4.load(tmp_path / "whole", quantize=quantize, group=64)
+    assert not [one for one in recwarn if "zeros" in str(one.message)]
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing but zeros")
 def test_hollow_files_are_read_as_zeros(tmp_path):
     config = ml4.Llama4Config(**(SIZES | KINDS["scout"]))
     write_hollow(config, tmp_path, shards=3)

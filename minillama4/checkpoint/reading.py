@@ -7,6 +7,7 @@ few rows at a time; the buffer, the rows and a piece of the file are all that li
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .hugging_face import INDEX, SINGLE, HuggingFace
 from .layout import Layout
 from .meta import Meta
 from .names import EXPERTS
+from .parts import Part
 
 QUANTIZE = {  # as serve.precision.SCHEMES: which weights, by which convention
     "int4": ("experts", "compressed-tensors"),
@@ -31,6 +33,7 @@ QUANTIZE = {  # as serve.precision.SCHEMES: which weights, by which convention
     "int4-blocks": ("blocks", "compressed-tensors"),
     "int4-all": ("all", "compressed-tensors"),
 }
+SUSPECT = 4096  # numbers of a matrix that are not all 0 by chance
 ROWS = 2**22  # weights that are quantised at once: their temporaries take 60 MB
 
 
@@ -106,6 +109,7 @@ class Arrival:
     device: torch.device | str
     group: int
     convention: str | None
+    warned: bool = False
 
     def receive(self, plain: Llama4, model: Llama4) -> dict[str, Tensor]:
         """plain: what is stored; model: what is wanted. The state that fills ``model``."""
@@ -173,6 +177,22 @@ class Arrival:
         for part in self.stored.parts(name, shape, expert):
             if piece := part.within(first, first + len(into)) if shape else part:
                 piece.copy(self.stored.read, into, report)
+        if into.numel() >= SUSPECT and into.shape == shape:
+            self._warn_of_zeros(into, name, expert, part)
+
+    def _warn_of_zeros(self, into: Tensor, name: str, expert: int | None, part: Part) -> None:
+        """Once: a download that takes its room first and is cut off later has its full length."""
+        few = into[tuple(slice(None, None, max(1, size // 16)) for size in into.shape)]
+        if self.warned or few.any() or into.any():
+            return
+        self.warned = True
+        what = name if expert is None else f"{name}, expert {expert},"
+        file = self.stored.headers[part.shard, part.key].file
+        warnings.warn(
+            f"{what} holds nothing but zeros: was the download of {file} finished? Compare its "
+            "checksum with the published one.",
+            stacklevel=5,
+        )
 
     def _dtype(self, name, shape, expert) -> torch.dtype:
         stored = self.stored.dtype(name, shape, expert)
