@@ -332,8 +332,11 @@ def test_a_file_in_place_of_its_folder_is_told(saved):
 def test_a_missing_shard_is_named(saved):
     file = min(saved.glob("*.safetensors"))
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {file.name}, which {re.escape(INDEX)}"):
-        ml4.load(saved)
+    for folder in (False, True):  # or something else lies in its place
+        if folder:
+            file.mkdir()
+        with pytest.raises(FileNotFoundError, match=f"lacks {file.name}, which {re.escape(INDEX)}"):
+            ml4.load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": 3}'])

@@ -324,6 +324,9 @@ def test_packed_names_of_the_real_models(kind):
             lambda q: q["ignore"].append("model.layers.0.feed_forward.experts.0.up_proj"),
             "not model",
         ),
+        (lambda q: q["config_groups"]["group_0"].pop("targets"), r"\(KeyError: 'targets'\): copy"),
+        (lambda q: q.update(config_groups=["group_0"]), "cannot be read .AttributeError"),
+        (lambda q: q["config_groups"]["group_0"].update(weights=4), "cannot be read"),
     ],
 )
 def test_other_ways_of_packing_are_refused_by_name(tmp_path, change, message):

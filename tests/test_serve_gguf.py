@@ -292,6 +292,11 @@ def test_vision_changed_parts_and_missing_weights_are_refused(tmp_path):
         save_gguf(changed, file)
     with pytest.raises(GGUFError, match=r"was a part exchanged, or quantised\?"):
         save_gguf(quantize_model(make(SCOUT), group=32), file)
+    broken = make(SCOUT)
+    with torch.no_grad():
+        broken.blocks[2].ffn.experts.down[1, 2, 3] = torch.nan
+    with pytest.raises(GGUFError, match=r"infinity\): blocks\.2\.ffn\.experts\.down\."):
+        save_gguf(broken, file, kind="q4_0")
     with pytest.raises(GGUFError, match="not a Linear"):
         save_gguf(torch.nn.Linear(2, 2), file)
     with pytest.raises(GGUFError, match=r"one of f32, f16.* not 'q4_k'"):

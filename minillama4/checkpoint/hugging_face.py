@@ -176,10 +176,10 @@ def find_files(folder: Path) -> list[str]:
         odd = sorted(name for name in files if Path(name).name != name)
         if odd:
             raise CheckpointError(f"{INDEX} points outside its folder: {', '.join(odd)}.")
-        missing = sorted(name for name in files if not (folder / name).exists())
+        missing = sorted(name for name in files if not (folder / name).is_file())
         if missing:
             raise FileNotFoundError(f"{folder} lacks {some(missing)}, which {INDEX} names.")
         return sorted(files)
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).is_file():
         return [SINGLE]
     raise FileNotFoundError(f"No weights in {folder}: neither {SINGLE} nor {INDEX} is there.")

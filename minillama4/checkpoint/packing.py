@@ -50,6 +50,16 @@ def read_packing(raw: dict) -> Packing | None:
     said = raw.get("quantization_config") or raw.get("compression_config")
     if not said:
         return None
+    try:
+        return _read(said)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"quantization_config cannot be read ({type(error).__name__}: {error}): copy "
+            "config.json again."
+        ) from None
+
+
+def _read(said: dict) -> Packing:
     _require("quant_method", said.get("quant_method", "compressed-tensors"), "compressed-tensors")
     groups = said.get("config_groups") or {}
     if not groups:

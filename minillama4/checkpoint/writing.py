@@ -46,6 +46,8 @@ def save(
     the folder already holds a model and ``overwrite`` is False; its other files are kept.
     tokenizer: written beside the weights, so that others can go from text to text.
     stop: ids that end a text (the tokenizer's stop_ids), which generation_config.json names.
+    A process that is killed in the middle leaves the old model whole, and beside it a hidden folder
+    ``.NAME-...`` that may be deleted.
     CheckpointError, TokenizerError or ValueError for what could not be read back or does not fit.
     """
     folder = Path(folder).resolve()  # a link stays a link: its target is replaced

@@ -22,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..checkpoint.errors import some
 from ..config import Llama4Config
 from ..data.tokenizer import Tokenizer
 from ..files import written_whole
@@ -107,6 +108,9 @@ def _oddities(model: Llama4, kind: str) -> Iterator[str]:
         return
     if any(p.is_meta for p in found.values()):
         yield "It is on the meta device: it has shapes but no weights."
+        return
+    if odd := [name for name, p in found.items() if not p.isfinite().all()]:
+        yield f"Not all of its weights are numbers (NaN or infinity): {some(odd)}."
     rows = {n: t.shape[-1] for n, t in tensors(model) if _kind_of(n, t, kind) in ("q8_0", "q4_0")}
     odd = [f"{name} ({width})" for name, width in rows.items() if width % BLOCK]
     if odd:
