@@ -23,6 +23,7 @@ STATE = ENV / "start.txt"  # what is installed: nothing, while set-up is unfinis
 TORCH = "torch==2.13.0"  # one version for everyone, inside pyproject.toml's range
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NO_TESTS = 5  # pytest's exit status
+GPU_TESTS = "serve_int4_triton", "serve_attention_triton", "serve_static", "bench_gpu"
 FIRST_NOTEBOOK = "notebooks/01_moe/01_start_here.ipynb"
 
 
@@ -151,8 +152,21 @@ def gpu(args):
     """measure a GPU: kernels, decoding and loading of Scout in Int4; arguments go to tests/bench"""
     if shutil.which("nvidia-smi") is None:  # before gigabytes of CUDA are installed for nothing
         stop("There is no NVIDIA GPU here (no nvidia-smi): nothing was measured.")
-    set_up(["notebooks", "dev"], gpu=True)
-    return python("-m", "tests.bench.gpu", *args.rest)
+    own = this_python_sees_a_gpu()
+    if not own:
+        set_up(["notebooks", "dev"], gpu=True)
+    command = ["-m", "tests.bench.gpu", *args.rest]
+    if args.tests:  # conftest.py asks for packages that only notebooks need
+        files = [ROOT / "tests" / f"test_{name}.py" for name in GPU_TESTS]
+        command = ["-m", "pytest", "--noconftest", *files, *args.rest]
+    return subprocess.call([sys.executable if own else PYTHON, *command], cwd=ROOT)
+
+
+def this_python_sees_a_gpu():
+    """Has the Python that runs this all that is needed there? It need not be installed, then."""
+    needed = "import pytest, torch, triton, minillama4; assert torch.cuda.is_available()"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.call([sys.executable, "-c", needed], cwd=ROOT, **quiet) == 0
 
 
 def notebooks(args):
@@ -212,6 +226,10 @@ def main():
         if name == "test":
             for stage in ("lint", "unit", "notebooks"):
                 command.add_argument(f"--{stage}", action="store_true", help=f"only {stage}")
+        if name == "gpu":
+            command.add_argument(
+                "--tests", action="store_true", help="test it instead; arguments go to pytest"
+            )
     own, rest = sys.argv[1:], []
     if "--" in own:  # what stands behind it is passed on, even where it looks like ours
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]

@@ -130,6 +130,30 @@ def test_an_interrupted_set_up_starts_anew_and_a_finished_one_is_left_alone(tmp_
         set_up("dev")
 
 
+@pytest.mark.parametrize("sees_gpu", [True, False])
+def test_gpu_sets_nothing_up_where_this_python_sees_one(sees_gpu, monkeypatch):
+    calls, set_up = [], []
+
+    def call(command, **_):
+        calls.append([str(word) for word in command])
+        return 0 if sees_gpu or "-c" not in command else 1
+
+    monkeypatch.setattr(START.shutil, "which", lambda name: name)
+    monkeypatch.setattr(START.subprocess, "call", call)
+    monkeypatch.setattr(START, "set_up", lambda extras, gpu: set_up.append(extras))
+    python = sys.executable if sees_gpu else str(START.PYTHON)
+    for line in (["gpu", "--json", "my.json"], ["gpu", "--tests", "-x"]):
+        monkeypatch.setattr(sys, "argv", ["start.py", *line])
+        with pytest.raises(SystemExit, match="0"):
+            START.main()
+    looked, measured, _, tested = calls
+    assert looked[:2] == [sys.executable, "-c"] and "minillama4" in looked[2]
+    assert measured == [python, "-m", "tests.bench.gpu", "--json", "my.json"]
+    assert tested[:4] == [python, "-m", "pytest", "--noconftest"] and tested[-1] == "-x"
+    assert all(Path(file).is_file() for file in tested[4:-1]) and len(tested) > 8
+    assert len(set_up) == (0 if sees_gpu else 2)
+
+
 def test_what_start_runs_is_there():
     assert (ROOT / START.FIRST_NOTEBOOK).is_file()
     assert importlib.util.find_spec("tests.bench")
