@@ -1,8 +1,10 @@
 """The fixed program: step after step the logits of the full forward, whatever it is made of."""
 
 import copy
+import gc
 import pickle
 import shutil
+import weakref
 from collections import Counter
 from unittest.mock import patch
 
@@ -195,6 +197,25 @@ def test_a_copy_of_a_compiled_decoder_has_a_life_of_its_own():
 
 
 @needs_compiler
+@pytest.mark.parametrize("how", ["eager", "compiled", "pieces"])
+def test_a_decoder_that_is_dropped_gives_its_memory_back_at_once(how):
+    """A cache may have gigabytes, and torch collects no circles when it finds no room."""
+    decoder = StaticDecoder(model_of(), 1, 40, how="eager" if how == "pieces" else how)
+    if how == "pieces":
+        decoder._compile_pieces()
+    decoder.read(tokens_of(1, 5))
+    gc.collect()
+    gc.disable()
+    try:
+        decoder.write(torch.tensor([1]), 3)
+        left = weakref.ref(decoder.layers[0].keys)
+        del decoder
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@needs_compiler
 def test_in_compiled_pieces_as_a_graph_records_them():
     model = quantize_model(model_of(torch.float32, **INT4), "blocks", group=32)
     tokens = tokens_of(1, 12)
@@ -228,18 +249,20 @@ def test_the_gpus_kernels_compile_into_the_program(whole):
 def test_as_a_cuda_graph_it_writes_a_thousand_tokens_without_compiling_again():
     from torch._dynamo.utils import counters
 
+    torch.manual_seed(0)
     config = ml4.Llama4Config.mini(max_length=4096)
     model = quantize_model(ml4.Llama4(config).to("cuda", torch.bfloat16))
     graph, eager = (StaticDecoder(model, 1, 2048, how=how) for how in ("graph", "eager"))
     tokens = tokens_of(1, 100).cuda()
     first = graph.read(tokens).argmax(-1)
-    eager.read(tokens)
     graph.write(first, 1)
     before = counters["stats"]["unique_graphs"]
     graph.read(tokens)
-    made = graph.write(first, 1000)
+    graph.write(first, 1000)
     assert counters["stats"]["unique_graphs"] == before
-    assert (made[:, :64] == eager.write(first, 64)).float().mean() > 0.9
+    tokens = tokens_of(1, 300).cuda()  # the same tokens to both: their own choices would part
+    one, other = (decoded(decoder, tokens, 100) for decoder in (graph, eager))
+    torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * other.abs().max().item())
 
 
 def test_says_what_does_not_fit():

@@ -16,7 +16,9 @@ On a CPU the compiled step is C++ (torch.compile needs a compiler there, and a m
 
 from __future__ import annotations
 
-from types import FunctionType, MethodType
+import weakref
+from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -164,15 +166,16 @@ class StaticDecoder(StaticProgram):
         """Compile, and record; token and position are afterwards as they were."""
         import torch._dynamo
 
-        run = self.program
+        run = bound(type(self).program, self)
         token, position = self.token.clone(), self.position.clone()
         # an expert's number, read from a tensor, may choose which weights a CPU reads
         with torch._dynamo.config.patch(capture_scalar_outputs=True, recompile_limit=64):
             if self.how == "compiled":
                 # the calls of the kernels too: a quarter less time at mini size
                 options = {"cpp_wrapper": True, "guard_filter_fn": _tensors_alone}
-                own = _own_code(self.program)
-                run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+                own = _own_code(type(self).program)
+                own = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+                run = bound(own, self)
                 run()
             elif self.how == "graph":
                 self._compile_pieces()
@@ -184,8 +187,8 @@ class StaticDecoder(StaticProgram):
         """What stands between the large products becomes few kernels. All layers of a kind share
         them, so this takes seconds; a recorded graph does not mind that there are many calls."""
         for name in PIECES:
-            piece = torch.compile(getattr(self, name), fullgraph=True, dynamic=False)
-            setattr(self, name, piece)
+            piece = torch.compile(getattr(type(self), name), fullgraph=True, dynamic=False)
+            setattr(self, name, bound(piece, self))
 
     def _record(self) -> None:
         """Warm up on a stream of its own, as recording asks; then record."""
@@ -214,11 +217,17 @@ def _tensors_alone(guards) -> list[bool]:
     return [guard.guard_type in ("TENSOR_MATCH", "GLOBAL_STATE") for guard in guards]
 
 
-def _own_code(method: MethodType) -> MethodType:
+def _own_code(function: FunctionType) -> FunctionType:
     """The same with code of its own. Compiled programs are found by the code they were made of, and
     the questions left out would have told one decoder's from another's."""
-    code = method.__func__.__code__.replace()
-    return MethodType(FunctionType(code, method.__func__.__globals__), method.__self__)
+    return FunctionType(function.__code__.replace(), function.__globals__)
+
+
+def bound(function: Callable, owner: object) -> Callable:
+    """A method that its owner can keep without being kept by it: whoever drops a decoder has its
+    memory back at once, not when Python next looks for circles."""
+    reference = weakref.ref(owner)
+    return lambda *given: function(reference(), *given)
 
 
 def _check(model: nn.Module, rows: int, length: int, how: str) -> None:
