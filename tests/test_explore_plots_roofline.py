@@ -25,6 +25,44 @@ RECORD = {
         ),
     ],
 }
+REST = [  # one row of each other kind, with keys that nobody reads among them
+    {"section": "kernels", "check": "experts", "tokens": 1, "error": 0.002, "passed": True},
+    {"section": "kernels", "check": "linear", "tokens": 16, "error": "nan", "passed": False},
+    *(
+        {"section": "kernels", "sweep": "up", "tuning": f"rows={rows}", "bytes_per_second": speed}
+        | {"share_of_read": speed / 3e12, "seconds": 1e-4}
+        for rows, speed in ((64, 1.5e12), (128, 2.4e12), (32, 0.9e12))
+    ),
+    {"section": "kernels", "sweep": "up", "tuning": "rows=256", "failed": "no room"},
+    {"section": "kernels", "chosen": "up", "tuning": "rows=128"},
+    {"section": "model", "what": "blocks", "bytes": 57_000_000_000},
+    {"section": "prefill", "tokens": 8192, "seconds": 1.25, "tokens_per_second": 6553.6},
+    {"section": "long", "context": 131_072, "fits": True, "samples": [0.02, 0.025, 0.03]},
+    {"section": "long", "context": 393_216, "fits": False, "samples": []},
+    {"section": "load", "file_bytes": 217_280_000_000, "seconds": 90.0, "peak": 65_000_000_000}
+    | {"host_above_start": 300_000_000},
+    {"section": "load", "file_bytes": 9_000_000_000, "seconds": 4.0, "peak": None}
+    | {"layers": 1, "layers_of_model": 48, "differences": ["ffn.router"], "passed": False},
+    {"section": "load", "decoded": 9, "error": 0.001, "passed": True},
+    {"section": "failed", "what": "skew", "error": "RuntimeError('x')", "where": "a.py:1"},
+    {"section": "left out", "what": "load", "why": "time"},
+    {"section": "left out", "what": "load", "why": "time"},
+    {"section": "memory", "when": "end", "read": 2.9e12, "copy": 2.5e12},
+]
+TOLD = """\
+memory: 3.00 TB/s read
+memory at the end: 2.90 TB/s read
+kernels: 1 of 2 checks within 1% of float64; wrong: linear (nan)
+kernel up: 2.40 TB/s, 80% of the memory's, with rows=128
+prompt of 8,192 tokens: read in 1.25 s
+text of 131,072 tokens: 40 tokens a second
+text of 393,216 tokens: does not fit
+loading: 217.3 GB of files in 90 s, 0.3 GB at most on the host above its start, \
+65.0 GB at most on the device
+loading: 9.0 GB of files, 1 of 48 layers, in 4 s: WRONG
+loaded, and 9 tokens written: error 0.001
+failed: skew: RuntimeError('x')
+left out: load"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +78,33 @@ def test_a_recorded_run_is_drawn_line_by_line(tmp_path):
     assert run["sections"] == ["memory"] + 4 * ["decode"]
     ax = plots.plot_gpu_run(run)
     lines = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
-    assert lines == {"1,024 tokens behind": [100.0, 400.0], "8,192 tokens behind": [100.0]}
-    assert [text.get_text() for text in ax.texts] == ["50%"] * 3
+    even = {"1,024 tokens behind": [100.0, 400.0], "8,192 tokens behind": [100.0]}
+    assert lines == even | {"1,024 tokens behind, skew 1": [400.0]}
+    assert [text.get_text() for text in ax.texts] == ["50%"] * 4
     assert "a GPU of this test" in ax.get_title()
+    one, skewed, other = ax.lines
+    assert one.get_color() == skewed.get_color() != other.get_color()
+    assert [line.get_linestyle() for line in ax.lines] == ["-", ":", "-"]
+
+
+def test_every_round_is_drawn_and_a_second_measurement_takes_the_firsts_place(tmp_path):
+    first = RECORD["rows"][1] | {"section": "headline", "tokens_per_second": 7.0}
+    second = RECORD["rows"][1] | {"samples": [0.01, 0.02], "how": "graph"}
+    ax = plots.plot_gpu_run(RECORD | {"rows": [first, second]})
+    (line,) = ax.lines
+    assert list(line.get_ydata()) == [100.0]
+    assert ax.collections[0].get_offsets().tolist() == [[1.0, 100.0], [1.0, 50.0]]
+    (line,) = plots.plot_gpu_run(RECORD | {"rows": [first]}).lines
+    assert list(line.get_ydata()) == [7.0]
+
+
+def test_the_rest_of_a_record_is_told_line_by_line(tmp_path):
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps(RECORD | {"rows": RECORD["rows"] + REST}))
+    assert plots.tell_gpu_run(plots.read_gpu_run(file)) == TOLD
+    lists = {"section": "left out", "what": ["long", "load"]}
+    file.write_text(json.dumps(RECORD | {"rows": [lists]}))
+    assert plots.tell_gpu_run(plots.read_gpu_run(file)) == "left out: long, load"
 
 
 def test_nothing_recorded_is_none_and_another_file_is_told(tmp_path):

@@ -13,6 +13,7 @@ from ..serve.roofline import Step
 from .colours import PALETTE
 
 BLUE, ORANGE, GREEN = PALETTE[3], PALETTE[1], PALETTE[13]
+RIGHT = 0.01  # relative error against float64 that 16 bits leave, as the benchmark has it
 
 
 def plot_ceilings(steps: dict[str, list[Step]], ax=None):
@@ -78,21 +79,103 @@ def read_gpu_run(file: str | Path) -> dict | None:
 
 
 def plot_gpu_run(run: dict, ax=None):
-    """Measured tokens per second against the batch, a line for each context, with the MBU beside
-    each point. ``run`` is what ``read_gpu_run`` gave."""
+    """Measured tokens per second against the batch, with the MBU beside each point.
+
+    A line for each context, dotted where routing was skewed; small dots are the rounds.
+    ``run`` is what ``read_gpu_run`` gave.
+    """
     ax = ax or plt.figure(figsize=(7.5, 3.6)).gca()
-    rows = [row for row in run["rows"] if row["section"] == "decode" and not row["skew"]]
-    contexts = sorted({row["context"] for row in rows})
-    for colour, context in zip((BLUE, ORANGE, GREEN, *PALETTE), contexts, strict=False):
-        line = [row for row in rows if row["context"] == context]
-        batch, speed = ([row[key] for row in line] for key in ("batch", "tokens_per_second"))
-        ax.loglog(batch, speed, marker="o", color=colour, label=f"{context:,} tokens behind")
-        for row in line:
-            place = row["batch"], row["tokens_per_second"]
-            ax.annotate(
-                f"{row['mbu']:.0%}", place, fontsize=8, xytext=(4, 4), textcoords="offset points"
-            )
+    rows = {}
+    for row in run["rows"]:
+        if row["section"] in ("headline", "decode"):  # the second of two that measured the same
+            rows[row["context"], row["skew"], row["batch"]] = row
+    contexts = dict.fromkeys(context for context, _, _ in sorted(rows))
+    colours = dict(zip(contexts, cycle((BLUE, ORANGE, GREEN, *PALETTE)), strict=False))
+    for context, skew in sorted({key[:2] for key in rows}):
+        line = [rows[key] for key in sorted(rows) if key[:2] == (context, skew)]
+        side = ("left", "right")[list(contexts).index(context) % 2]
+        _plot_line(ax, line, colours[context], skew, side)
+    ax.set(xscale="log", yscale="log")
+    batches = sorted({batch for _, _, batch in rows})
+    ax.set_xticks(batches, batches)
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.margins(0.09)
     ax.set(xlabel="texts side by side (batch)", ylabel="tokens per second, in all")
     ax.set_title(f"{run['gpu']}, {run['date'][:10]}: percent of the memory's ceiling")
-    ax.legend()
+    ax.legend(fontsize="small")
     return ax
+
+
+def _plot_line(ax, line: list[dict], colour: str, skew: float, side: str) -> None:
+    """Rows of one context and one routing; side: where its percentages stand."""
+    label = f"{line[0]['context']:,} tokens behind" + (f", skew {skew:g}" if skew else "")
+    batch, speed = ([row[key] for row in line] for key in ("batch", "tokens_per_second"))
+    face = "none" if skew else colour
+    style = dict(color=colour, marker="s" if skew else "o", linestyle=":" if skew else "-")
+    ax.plot(batch, speed, label=label, markerfacecolor=face, **style)
+    for row in line:
+        rounds = [row["batch"] / seconds for seconds in row["samples"]]
+        ax.scatter([row["batch"]] * len(rounds), rounds, color=colour, s=6, alpha=0.5)
+        place = row["batch"], row["tokens_per_second"]
+        offset = 6 if side == "left" else -6, 5 if skew else -11
+        style = dict(textcoords="offset points", ha=side, color=colour, fontsize=8)
+        ax.annotate(f"{row['mbu']:.0%}", place, offset, **style)
+
+
+def tell_gpu_run(run: dict) -> str:
+    """What the figure does not show of a record, a line each: the memory, kernels, prompts, long
+    texts and loading; and what failed or was left out."""
+    by = {name: [r for r in run["rows"] if r["section"] == name] for name in run["sections"]}
+    lines = []
+    for row in by.get("memory", []):
+        when = f" at the {row['when']}" if "when" in row else ""
+        lines.append(f"memory{when}: {row['read'] / 1e12:.2f} TB/s read")
+    lines += _tell_kernels(by.get("kernels", []))
+    for row in by.get("prefill", []):
+        lines.append(f"prompt of {row['tokens']:,} tokens: read in {row['seconds']:.2f} s")
+    for row in by.get("long", []):
+        told = "does not fit"
+        if row["fits"]:
+            told = f"{1 / statistics.median(row['samples']):.0f} tokens a second"
+        lines.append(f"text of {row['context']:,} tokens: {told}")
+    lines += [_tell_load(row) for row in by.get("load", [])]
+    lines += [f"failed: {row['what']}: {row['error']}" for row in by.get("failed", [])]
+    left = (row["what"] for row in by.get("left out", []))
+    names = [name for what in left for name in ([what] if isinstance(what, str) else what)]
+    if names:
+        lines.append(f"left out: {', '.join(dict.fromkeys(names))}")
+    return "\n".join(lines)
+
+
+def _tell_kernels(rows: list[dict]) -> list[str]:
+    """Checks together, each wrong one by its name, and of each product its best tuning."""
+    lines = []
+    checks = [(row, float(row["error"])) for row in rows if "check" in row]
+    wrong = [f"{row['check']} ({error:.2g})" for row, error in checks if not error < RIGHT]
+    if checks:
+        told = f"{len(checks) - len(wrong)} of {len(checks)} checks within {RIGHT:.0%}"
+        lines.append(f"kernels: {told} of float64" + "".join(f"; wrong: {w}" for w in wrong))
+    timed = [row for row in rows if "bytes_per_second" in row]
+    for name in dict.fromkeys(row["sweep"] for row in timed):
+        best = max((r for r in timed if r["sweep"] == name), key=lambda r: r["bytes_per_second"])
+        told = f"{best['bytes_per_second'] / 1e12:.2f} TB/s, {best['share_of_read']:.0%}"
+        lines.append(f"kernel {name}: {told} of the memory's, with {best['tuning']}")
+    return lines
+
+
+def _tell_load(row: dict) -> str:
+    """A load that was timed, or what a model wrote that had been loaded."""
+    wrong = "" if row.get("passed", True) else ": WRONG"
+    if "file_bytes" not in row:
+        return (
+            f"loaded, and {row['decoded']} tokens written: error {float(row['error']):.2g}{wrong}"
+        )
+    told = f"loading: {row['file_bytes'] / 1e9:.1f} GB of files"
+    if "layers" in row:
+        told += f", {row['layers']} of {row['layers_of_model']} layers,"
+    told += f" in {row['seconds']:.0f} s"
+    for key, where in (("host_above_start", "the host above its start"), ("peak", "the device")):
+        if row.get(key) is not None:
+            told += f", {row[key] / 1e9:.1f} GB at most on {where}"
+    return told + wrong
