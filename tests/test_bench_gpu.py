@@ -233,9 +233,10 @@ def test_decoders_are_given_back(monkeypatch):
     gc.disable()  # what holds itself in a circle must not wait until Python looks for such
     try:
         gpu.measure(run, ("decode", "long", "prefill"), **SMALL)
+        alive = [ref for ref in made if ref() is not None]
     finally:
         gc.enable()
-    assert len(made) == 4 + 2 + 1 and not [ref for ref in made if ref() is not None]
+    assert len(made) == 4 + 2 + 1 and not alive
     assert run.held == {}
 
 
