@@ -2,12 +2,15 @@
 says adds up, and what fails or is ended takes nothing else with it."""
 
 import gc
+import io
 import json
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -254,3 +257,25 @@ def test_without_a_gpu_the_command_says_so(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         gpu.parse(["--only", "speed"])
     assert gpu.parse(["--json", "out/gpu.json"]).folder == Path("out").resolve()
+
+
+def test_the_command_measures_scout_within_its_limit_and_says_on_what(monkeypatch, tmp_path):
+    gpu_like = SimpleNamespace(name="a GPU of this test", total_memory=141_000_000_000)
+    capped, file = [], tmp_path / "out" / "gpu.json"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu_like)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", capped.append)
+    monkeypatch.setattr(gpu.tqdm, "__init__", gpu.tqdm.__init__)  # put back afterwards
+
+    def measure(run, sections, **sizes):
+        assert 0 < run.left < 500 and run.config.layers == 48 and run.folder == file.parent
+        assert sections == [*gpu.SECTIONS] and sizes["contexts"] == gpu.CONTEXTS
+        assert gpu.tqdm(range(3), file=io.StringIO()).disable  # no bars between the rows
+        run.keep("kernels", passed=False)
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    monkeypatch.setattr(gpu, "BEGAN", time.monotonic() - 5)
+    assert gpu.main(["--json", str(file)]) == 1  # a check was wrong
+    kept = json.loads(file.read_text())
+    assert kept["gpu"] == gpu_like.name and capped == [pytest.approx(80 / 141)]
+    assert {"date", "commit", "cuda", "driver", "versions"} <= kept.keys() and kept["seconds"] >= 5
