@@ -536,7 +536,9 @@ def test_weights_that_are_all_zero_are_told_once(tmp_path, layout, quantize, rec
         model.blocks[1].ffn.experts.down[1:3] = 0
     ml4.save(model, tmp_path) if layout == "hf" else write_meta(model, tmp_path, 2)
     ml4.load(tmp_path, quantize=quantize, group=64)
-    (said,) = [str(one.message) for one in recwarn if "zeros" in str(one.message)]
+    (one,) = [one for one in recwarn if "zeros" in str(one.message)]
+    assert one.filename == __file__
+    said = str(one.message)
     assert re.match(r"blocks\.1\.ffn\.experts\.down, expert 1, holds nothing but zeros", said)
     assert ("model.safetensors" if layout == "hf" else "consolidated.0") in said
     recwarn.clear()

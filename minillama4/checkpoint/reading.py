@@ -191,7 +191,7 @@ class Arrival:
         warnings.warn(
             f"{what} holds nothing but zeros: was the download of {file} finished? Compare its "
             "checksum with the published one.",
-            stacklevel=5,
+            stacklevel=6,  # where load was called
         )
 
     def _dtype(self, name, shape, expert) -> torch.dtype:
