@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels import kernels_of
+from tests.kernels import compiled_kernels, kernels_of
 
 kernels = kernels_of("attention_triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,6 +30,18 @@ def test_equals_attention_over_what_is_seen(last, heads, kv):
     torch.testing.assert_close(found.double(), reference(q, keys, values, last), rtol=0, atol=3e-3)
 
 
+@pytest.mark.parametrize("last", [[0, 1023], [1024, 15], [16, 2079]])
+def test_many_parts_are_joined_a_tile_at_a_time(last, monkeypatch):
+    monkeypatch.setattr(kernels, "SPAN", 16)  # 64 parts, a tile, end with slot 1023; in all 130
+    monkeypatch.setattr(kernels, "BLOCK", 16)
+    torch.manual_seed(1)
+    q = 3 * torch.randn(2, 2, 16).to(DEVICE, torch.float16)  # some parts outweigh others
+    keys, values = torch.randn(2, 2, 1, 2080, 16).to(DEVICE, torch.float16)
+    last = torch.tensor(last, device=DEVICE)
+    found = kernels.attend(q, keys, values, last)
+    torch.testing.assert_close(found.double(), reference(q, keys, values, last), rtol=0, atol=3e-3)
+
+
 def test_scores_far_apart_do_not_overflow():
     q, keys = torch.full((1, 1, 16), 30.0), torch.zeros(1, 1, 300, 16)
     keys[0, 0, 7], keys[0, 0, 280] = 30.0, 29.9  # in two parts
@@ -38,3 +50,9 @@ def test_scores_far_apart_do_not_overflow():
     last = torch.tensor([299], device=DEVICE)
     found = kernels.attend(*given, last)
     torch.testing.assert_close(found.double(), reference(*given, last), rtol=0, atol=3e-3)
+
+
+def test_the_kernels_compile_for_real_gpus():
+    for what, made in compiled_kernels("attention").items():
+        assert made["spilled"] in (0, None), what
+        assert made["shared"] <= 164 * 2**10 // 2, what  # two programs find place in an A100's

@@ -3,11 +3,6 @@
 float16 in the interpreter: it multiplies bfloat16 operands of a dot as raw integers.
 """
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -15,7 +10,7 @@ from minillama4.model.moe import Experts, SwiGLU
 from minillama4.serve.int4 import dequantize, quantize
 from minillama4.serve.int4_modules import Int4Linear
 from minillama4.serve.quantize import quantize_experts
-from tests.kernels import kernels_of
+from tests.kernels import compiled_kernels, kernels_of
 
 kernels = kernels_of("int4_triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +30,25 @@ def test_a_product_equals_the_unpacked_one(n, group, dtype):
     x = torch.randn(n, 256).to(DEVICE, dtype)
     expected = x.double() @ dequantize(packed, scale, torch.float64).T
     assert relative(kernels.linear(x, packed, scale), expected) < 5e-3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_of_the_input_add_up_to_the_product(parts):
+    torch.manual_seed(parts)
+    packed, scale = (t.to(DEVICE) for t in quantize(torch.randn(48, 512) * 0.02))
+    x = torch.randn(3, 512).to(DEVICE, torch.float16)
+    found = kernels.linear_parts(x, packed, scale, parts)
+    each = zip(*(t.double().chunk(parts, 1) for t in (x, dequantize(packed, scale))), strict=True)
+    assert found.dtype == torch.float32 and len(found) == parts
+    for part, (a, w) in zip(found, each, strict=True):
+        assert relative(part, a @ w.T) < 1e-3
+
+
+@pytest.mark.parametrize("out, width", [(7168, 5120), (5120, 5120), (5120, 8192), (8192, 5120)])
+def test_one_token_keeps_every_processor_of_a_gpu_busy(out, width):
+    packed = torch.empty(out, width // 8, dtype=torch.int32, device="meta")
+    cuts = kernels.linear_cuts(1, packed, torch.empty(out, width // 128, device="meta"))
+    assert 132 < out // 128 * cuts < 132 * 3  # three programs find place in an H100's processor
 
 
 def test_every_nibble_comes_out_as_itself():
@@ -120,24 +134,24 @@ def test_rows_that_no_tensor_core_takes_are_told():
 @pytest.fixture(scope="module")
 def compiled():
     """What Triton makes of the kernels for GPUs that are not here: instructions for each weight."""
-    script = Path(__file__).with_name("kernels.py")
-    done = subprocess.run(
-        [sys.executable, script, "int4"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return compiled_kernels("int4")
 
 
-@pytest.mark.parametrize("arch", ["80", "90"])
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+@pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", ["linear_kernel", "up_kernel", "down_kernel"])
-def test_the_kernels_compile_for_real_gpus(compiled, name, arch):
-    assert compiled[f"{name} sm_{arch}"]["bytes"] > 0
-    assert compiled[f"{name} sm_{arch}"]["shared"] <= 164 * 2**10 // 2  # two programs fit an SM
+def test_the_kernels_compile_for_real_gpus(compiled, name, arch, tokens):
+    made = compiled[f"{name} sm_{arch} {tokens}"]
+    assert made["bytes"] > 0 and made["spilled"] in (0, None)
+    # an A100's processor has 164 KB, an H100's 227: two programs find place
+    assert made["shared"] <= (164 if arch == 80 else 227) * 2**10 // 2
+    assert made["waits"] <= 1  # words and x are under way before they are used; the scale is not
 
 
+@pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("name", ["linear_kernel", "up_kernel", "down_kernel"])
-def test_a_weight_costs_less_than_the_four_instructions_a_hopper_has_for_it(compiled, name):
-    counted = compiled[f"{name} sm_90"]["instructions"]
+def test_a_weight_costs_less_than_the_four_instructions_a_hopper_has_for_it(compiled, name, tokens):
+    counted = compiled[f"{name} sm_90 {tokens}"]["instructions"]
     if not counted:
         pytest.skip("this Triton brings no disassembler")
-    assert all(2 < each < 4.2 for each in counted), counted
+    assert len(counted) == 1 and 2 < counted[0] < 3.5, counted  # 3.5 are left at 4.8 TB/s

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 SPAN, BLOCK, LEAST = 256, 64, 16  # slots of a part, slots at a time, rows a tensor core takes
+TILE = 64  # parts at a time: of a long text there are hundreds
 
 
 @triton.jit
@@ -58,23 +59,27 @@ def part_kernel(
 def whole_kernel(
     out, top, weight, last, y,
     HEADS: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     """One query head: its parts, each with the weight that it has in the whole."""
     head = tl.program_id(0).to(tl.int64)
     parts = (tl.load(last + head // HEADS) + SPAN) // SPAN
     d = tl.arange(0, D)
-    most = tl.load(top + head * PARTS)
-    total = tl.load(weight + head * PARTS)
-    mixed = tl.load(out + head * PARTS * D + d)
-    for part in range(1, parts):
+    most, total = tl.load(top + head * PARTS), 0.0  # the first part always holds a slot
+    mixed = tl.zeros([TILE, D], tl.float32)
+    for first in range(0, parts, TILE):
+        part = first + tl.arange(0, TILE)
+        here = part < parts
         place = head * PARTS + part
-        high = tl.load(top + place)
-        now = tl.maximum(most, high)
+        high = tl.load(top + place, mask=here, other=float("-inf"))
+        share = tl.load(weight + place, mask=here, other=0.0)
+        each = tl.load(out + place[:, None] * D + d, mask=here[:, None], other=0.0)
+        now = tl.maximum(most, tl.max(high))
         fade, fresh = tl.exp(most - now), tl.exp(high - now)
-        total = total * fade + tl.load(weight + place) * fresh
-        mixed = mixed * fade + tl.load(out + place * D + d) * fresh
+        total = total * fade + tl.sum(share * fresh)
+        mixed = mixed * fade + each * fresh[:, None]
         most = now
-    tl.store(y + head * D + d, (mixed / total).to(y.dtype.element_ty))
+    tl.store(y + head * D + d, (tl.sum(mixed, 0) / total).to(y.dtype.element_ty))
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, last: Tensor) -> Tensor:
@@ -89,5 +94,5 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, last: Tensor) -> Tensor:
     part_kernel[(b * kv, parts)](
         q.contiguous(), keys, values, last, out, top, weight, d**-0.5, *sizes, num_warps=4
     )
-    whole_kernel[(b * h,)](out, top, weight, last, y, h, d, parts, SPAN, num_warps=1)
+    whole_kernel[(b * h,)](out, top, weight, last, y, h, d, parts, SPAN, TILE, num_warps=8)
     return y

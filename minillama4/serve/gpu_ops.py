@@ -1,6 +1,7 @@
 """The Triton kernels as operations that torch.compile knows by name and does not look into.
 
-Each says what it returns without computing it, so that a step that calls them compiles whole.
+Each says what it returns without computing it, so that a step that calls them compiles whole. The
+parts of a product are added outside, where the compiler joins the sum to what follows.
 """
 
 from __future__ import annotations
@@ -11,27 +12,42 @@ from torch import Tensor
 from . import attention_triton, int4_triton
 
 
-@torch.library.custom_op("minillama4::int4_linear", mutates_args=())
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """x (n, in) -> (n, out); see ``int4_triton.linear``."""
-    return int4_triton.linear(x, packed, scale)
+    cuts = int4_triton.linear_cuts(len(x), packed, scale)
+    return int4_linear_parts(x, packed, scale, cuts).sum(0).to(x.dtype)
 
 
-@int4_linear.register_fake
-def _(x, packed, scale):
-    return x.new_empty(len(x), len(packed))
+@torch.library.custom_op("minillama4::int4_linear_parts", mutates_args=())
+def int4_linear_parts(x: Tensor, packed: Tensor, scale: Tensor, parts: int) -> Tensor:
+    """x (n, in) -> (parts, n, out) float32."""
+    return int4_triton.linear_parts(x, packed, scale, parts)
 
 
-@torch.library.custom_op("minillama4::int4_experts", mutates_args=())
+@int4_linear_parts.register_fake
+def _(x, packed, scale, parts):
+    return x.new_empty(parts, len(x), len(packed), dtype=torch.float32)
+
+
 def int4_experts(x: Tensor, score: Tensor, choice: Tensor, weights: list[Tensor]) -> Tensor:
     """x (n, m), score and choice (n,) -> (n, m); weights: the four tensors of ``Int4Experts``, and
     after them the shared expert's six, whose output is then added. See ``int4_triton.experts``."""
-    return int4_triton.experts(x, score, choice, *weights[:4], tuple(weights[4:]) or None)
+    cuts = int4_triton.expert_cuts(len(x), weights)
+    return int4_expert_parts(x, score, choice, weights, cuts).sum(0).to(x.dtype)
 
 
-@int4_experts.register_fake
-def _(x, score, choice, weights):
-    return torch.empty_like(x)
+@torch.library.custom_op("minillama4::int4_expert_parts", mutates_args=())
+def int4_expert_parts(
+    x: Tensor, score: Tensor, choice: Tensor, weights: list[Tensor], parts: int
+) -> Tensor:
+    """The same in parts, float32: those of the routed expert, then those of the shared one."""
+    return int4_triton.expert_parts(x, score, choice, weights, parts)
+
+
+@int4_expert_parts.register_fake
+def _(x, score, choice, weights, parts):
+    experts = 1 + (len(weights) > 4)
+    return x.new_empty(experts * parts, *x.shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("minillama4::decode_attention", mutates_args=())
