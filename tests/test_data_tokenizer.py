@@ -114,6 +114,18 @@ def test_the_definition_gives_the_same_ids_and_text(tokenizer):
         assert rebuilt.token_to_id(name) == token
 
 
+@needs_real
+def test_pairs_lead_to_every_token_of_the_real_vocabulary(real):
+    """tiktoken looks a whole piece up before it merges; the pairs alone must come to the same."""
+    texts = []
+    for token in range(real.vocab_size - len(real.special)):
+        text = real.decode([token])
+        texts += [] if "\N{REPLACEMENT CHARACTER}" in text else [text]
+    assert len(texts) > 198_000
+    found = from_definition(real).encode_batch(texts, add_special_tokens=False)
+    assert all(one.ids == real.encode(text) for one, text in zip(found, texts, strict=True))
+
+
 # ---- the small one ----
 
 

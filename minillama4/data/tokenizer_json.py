@@ -42,8 +42,7 @@ def from_tokens(base: list[bytes], special: dict[str, int]) -> Tokenizer:
     names = ["".join(letters[byte] for byte in token) for token in base]
     vocabulary = {name: position for position, name in enumerate(names)}
     merges = [(names[left], names[right]) for left, right in pairs(base)]
-    # a piece of text that is a token already is not merged, whether or not merges lead there
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True)
+    model = models.BPE(vocab=vocabulary, merges=merges)
     tokenizer = byte_level(model, digits=r"\p{N}{1,3}")
     ordered = sorted(special, key=special.__getitem__)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in ordered])
