@@ -54,6 +54,14 @@ def test_transformers_stops_where_we_say(tmp_path):
     assert made[0, len(ids) :].tolist() == free[: free.index(stop) + 1]
 
 
+def test_a_model_whose_texts_never_end_names_no_end(tmp_path):
+    import transformers
+
+    ml4.save(of(MINI), tmp_path, tokenizer=MINI, stop=())
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token is None
+    assert "eos_token_id" not in generation(tmp_path)
+
+
 def test_an_old_tokenizer_stays_unless_another_is_given(tmp_path):
     model, names = of(MINI), ("tokenizer.json", "tokenizer_config.json")
     for name in names:

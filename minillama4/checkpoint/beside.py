@@ -51,7 +51,7 @@ def write_tokenizer(
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": begin,
-        "eos_token": tokenizer.decode(stops[:1]),
+        "eos_token": tokenizer.decode(stops[:1]) or None,
         "pad_token": names[tokenizer.pad],
         "model_max_length": config.max_length,
     }
