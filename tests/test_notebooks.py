@@ -75,7 +75,7 @@ def test_has_the_form_of_the_series(name):
     cells = read(name).cells
     assert re.search(r"\bminutes?\b", cells[0].source), "the first cell states the time it takes"
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
-    assert words <= 1700
+    assert words <= 1550
     long = {head(cell): len(cell.source.splitlines()) for cell in code_cells(read(name))}
     assert not {line: n for line, n in long.items() if n > 25}
 
